@@ -1,0 +1,231 @@
+"""Factorized layers: two steps, the statistics between them, folding."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.testing import assert_close
+
+from hcnn.conv5d import attribute_conv5d
+from hcnn.factorized import (
+    EPS,
+    FactorizedConv5d,
+    attribute_step,
+    fold,
+    normalize,
+    spatial_step,
+)
+from hcnn.groups import covariance_error, relative_error, translations
+from hcnn.runtime import rng
+
+
+def randn(*shape, seed=0):
+    return torch.randn(*shape, generator=rng(seed), dtype=torch.float64)
+
+
+def layer(d=3, q=6, support=(3, 5), seed=0, **choices):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return FactorizedConv5d(d, q, support, **choices).double()
+
+
+def trained(layer, x, steps=4):
+    optimizer = torch.optim.SGD(layer.parameters(), 0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        (layer.train()(x) - 1).square().mean().backward()
+        optimizer.step()
+    return layer.eval()
+
+
+GRID = pytest.mark.parametrize(
+    "padding, stride, shape",
+    [
+        (padding, stride, shape)
+        for padding in ("zero", "periodic")
+        for stride in (1, 2)
+        for shape in [
+            (2, 3, 4, 8, 6, 4),
+            (3, 1, 5, 7, 3, 5),
+            (2, 4, 3, 4, 1, 2),
+        ]
+    ],
+)
+
+
+@GRID
+def test_two_steps_are_the_direct_layer(padding, stride, shape):
+    x, own = randn(*shape), layer()
+    y = spatial_step(x.mean(1), own.spatial, stride=stride, padding=padding)
+    steps = attribute_step(y, own.attribute, padding=padding)
+    weight = torch.einsum("qxy,dqst->dstxy", own.spatial, own.attribute)
+    direct = attribute_conv5d(x, weight, stride=stride, padding=padding)
+    assert relative_error(steps, direct) < 1e-12
+
+
+@GRID
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_trained_layer_folds_into_filter_and_bias_map(
+    padding, stride, shape, bias
+):
+    x = randn(*shape) + 1  # means that are not zero
+    own = trained(layer(stride=stride, padding=padding, bias=bias), x)
+    weight, bias_map = fold(own, *shape[2:4])
+    out = attribute_conv5d(x, weight, stride=stride, padding=padding)
+    folded = out + bias_map[..., None, None]
+    assert relative_error(folded, own(x)) < 1e-12
+    moved = own.running_mean.abs().max()
+    assert moved > 0.01, "nothing to fold"
+    constant = bias_map.std((0, 1)).max() < 1e-12
+    whole = bias_map.shape[0] * bias_map.shape[1] == 1
+    assert constant == (padding == "periodic" or whole)
+
+
+@pytest.mark.parametrize("q", [1, 4, 9, 20])
+def test_folded_filters_have_rank_at_most_nine(q):
+    weight, _ = fold(layer(d=8, q=q), 4, 8)
+    values = torch.linalg.svdvals(weight.flatten(0, 2).flatten(1))
+    assert (values > 1e-10 * values[0]).sum() == min(q, 9)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_normalize_is_the_formula_with_pytorchs_statistics(
+    training, affine
+):
+    y = 3 * randn(2, 4, 5, 3, 6, 7) + 2
+    mean, var = randn(3, seed=1), randn(3, seed=2).abs() + 0.1
+    scale, shift = (
+        (randn(3, seed=3), randn(3, seed=4)) if affine else (None,) * 2
+    )
+    kept_mean, kept_var = mean.clone(), var.clone()
+    out = normalize(y, kept_mean, kept_var, scale, shift, training=training)
+    over = (0, 1, 2, 4, 5)
+    if training:
+        m, v = y.mean(over), y.var(over, correction=0)
+        assert_close(kept_mean, 0.9 * mean + 0.1 * m)
+        assert_close(kept_var, 0.9 * var + 0.1 * y.var(over))
+    else:
+        m, v = mean, var
+        assert torch.equal(kept_mean, mean) and torch.equal(kept_var, var)
+    wide = (slice(None), None, None)
+    expected = (y - m[wide]) / (v[wide] + EPS).sqrt()
+    if affine:
+        expected = expected * scale[wide] + shift[wide]
+    assert_close(out, expected)
+
+
+@pytest.mark.parametrize("plus", [True, False])
+@pytest.mark.parametrize("steps", [0, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_are_covariant_in_both_modes_and_after_training(
+    plus, steps, training
+):
+    x = randn(2, 2, 6, 8, 4, 6)
+    own = trained(layer(plus=plus, padding="periodic"), x, steps)
+    moves = translations(b=[0, 2], c=[0, 4], h=[0, 1], w=[0, 3])
+    half = {"a": 0, "b": 2, "c": 2, "h": 1, "w": 1}
+    name = {"b": "a", "c": "b", "h": "h", "w": "w"}
+    with torch.no_grad():
+        error = covariance_error(
+            own.train(training),
+            x,
+            moves,
+            lambda g: {name[k]: s // half[k] for k, s in g.items()},
+        ).error
+        odd = covariance_error(
+            own.train(training), x, [{"c": 1}], lambda g: {}
+        ).error
+    assert error < 1e-12 and odd > 0.01
+
+
+def test_plus_is_the_plain_layer_with_an_elu_between():
+    x, own = randn(2, 3, 4, 8, 5, 5), layer(plus=True)
+    with torch.no_grad():
+        own.scale.copy_(randn(6, seed=1))
+        own.shift.copy_(randn(6, seed=2))
+        y = spatial_step(x.mean(1), own.spatial)
+        wide = (slice(None), None, None)
+        over = (0, 1, 2, 4, 5)
+        m, v = y.mean(over)[wide], y.var(over, correction=0)[wide]
+        y = (y - m) / (v + EPS).sqrt() * own.scale[wide] + own.shift[wide]
+        expected = attribute_step(F.elu(y), own.attribute, own.bias)
+        assert_close(own(x), expected)
+
+
+def test_parameters_and_buffers_have_the_names_others_rely_on():
+    shapes = {k: tuple(v.shape) for k, v in layer().state_dict().items()}
+    assert shapes == {
+        "spatial": (6, 3, 3),
+        "attribute": (3, 6, 3, 5),
+        "bias": (3,),
+        "running_mean": (6,),
+        "running_var": (6,),
+    }
+    assert "bias" not in layer(bias=False).state_dict()
+    plus = layer(plus=True).state_dict()
+    assert plus["scale"].shape == plus["shift"].shape == (6,)
+
+
+def test_a_fresh_layer_keeps_the_scale():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        own = FactorizedConv5d(16, 32, (7, 11), padding="periodic")
+    x = torch.randn(2, 4, 8, 16, 4, 4, generator=rng(0))
+    assert 0.7 < own(x).std() < 1.4
+
+
+def test_gradients_are_those_of_finite_differences():
+    own = layer(d=2, q=2, support=(1, 3))
+    x = randn(2, 1, 2, 4, 2, 2).requires_grad_()
+    names = ["spatial", "attribute", "bias"]
+
+    def run(x, *values):
+        return torch.func.functional_call(
+            own, dict(zip(names, values, strict=True)), (x,)
+        )
+
+    values = [getattr(own, n).detach().requires_grad_() for n in names]
+    assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: layer(d=0), "d is 0; expected a positive integer"),
+        (lambda: layer(q=2.5), "q is 2.5; expected a positive integer"),
+        (lambda: layer(support=(3, 4)), "the support along c is 4"),
+        (
+            lambda: layer(padding="same"),
+            "padding is 'same'; expected one of",
+        ),
+        (lambda: layer(stride=0), "stride is 0; expected a positive"),
+        (
+            lambda: layer(padding="periodic", support=(3, 11))(
+                randn(1, 1, 4, 4, 2, 2)
+            ),
+            "a support of 11 along c would wrap twice around an axis of 4",
+        ),
+        (
+            lambda: layer(support=(1, 1))(randn(1, 3, 1, 1, 1, 1)),
+            "fewer than two values for each factor q; expected at least two",
+        ),
+        (lambda: layer()(randn(0, 3, 4, 4, 2, 2)), "fewer than two values"),
+        (lambda: layer()(randn(2, 3, 4, 4)), "x_j has 4 axes"),
+        (
+            lambda: fold(layer(plus=True), 4, 4),
+            "no convolution; expected a plain layer",
+        ),
+    ],
+)
+def test_errors_say_what_came_and_what_was_expected(
+    call, words, no_shape_checks
+):
+    with pytest.raises(ValueError) as caught:
+        call()
+    assert words in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_value_is_enough_in_evaluation():
+    out = layer(support=(1, 1)).eval()(randn(1, 3, 1, 1, 1, 1))
+    assert out.isfinite().all()
