@@ -22,7 +22,6 @@ __all__ = [
 import warnings
 from typing import NamedTuple
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
@@ -36,7 +35,8 @@ def marginal(
 ) -> Float[Tensor, "n b c h w"]:
     r"""Forget the oldest attribute by averaging over it.
 
-    $$ \bar x_j(u, v_{j-1}, v_j) = \frac{1}{|v_{j-2}|} \sum_{v_{j-2}} x_j(u, v_{j-2}, v_{j-1}, v_j) $$
+    $$ \bar x_j(u, v_{j-1}, v_j) = \frac{1}{|v_{j-2}|} \sum_{v_{j-2}}
+       x_j(u, v_{j-2}, v_{j-1}, v_j) $$
 
     Args:
         x_j: output of layer $j$; `a` may have any size, including 1.

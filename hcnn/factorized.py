@@ -101,7 +101,7 @@ def normalize(
     *,
     training: bool = True,
 ) -> Float[Tensor, "n b c q h w"]:
-    r"""One mean and one deviation for each factor: $(y_q - m_q) / \sigma_q$.
+    r"""One mean and deviation for each factor: $(y_q - m_q) / \sigma_q$.
 
     Args:
         y: output of the spatial step.
@@ -145,7 +145,8 @@ def normalize(
 class FactorizedConv5d(nn.Module):
     r"""A layer trained in factors, before its ELU.
 
-    $$ W_{j+1} x_j = \sum_q \frac{\bar x_j \star h_q - m_q}{\sigma_q} \star g_{v_{j+1}, q} + \text{bias}_{v_{j+1}} $$
+    $$ W_{j+1} x_j = \sum_q \frac{\bar x_j \star h_q - m_q}{\sigma_q}
+       \star g_{v_{j+1}, q} + \text{bias}_{v_{j+1}} $$
 
     Args:
         d: values of the new attribute.
