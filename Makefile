@@ -1,48 +1,65 @@
-# Everything works from a fresh clone with Python >= 3.11 and make; `make help` lists it.
+# Everything works from a fresh clone with Python >= 3.11 and make: `make help`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+LAB := $(VENV)/.lab
+VENDOR := book/_assets/vendor
 PAGES := _build/html/index.html
+# -qq: errors only. The constraints pin torch, or pip may take a build of several GB.
+PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt
+# One process a core, one thread a process: more threads than cores only wait for each other.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
 
 .PHONY: help book test check chapters lab install clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
 
-book: $(READY) | book/_assets/vendor ## build the book; prints where it is
+book: $(READY) $(VENDOR) ## build the book; prints where it is
 	$(BIN)/jupyter-book build book/
-	@test -f $(PAGES) && echo "The book is at $(CURDIR)/$(PAGES)"
+	@test -f $(PAGES) || { echo "jupyter-book left no $(PAGES)"; exit 1; }
+	@echo "The book is at $(CURDIR)/$(PAGES)"
 
 test: $(READY) ## unit tests, then every chapter: pytest --nbval book/
-	$(BIN)/python -m pytest -n auto --dist loadfile tests
-	$(BIN)/python -m pytest --nbval -n auto --dist loadfile book/
-	@echo "All tests passed. Pages in a browser: make book, then $(BIN)/pytest -m browser tests"
+	$(PYTEST) --dist worksteal tests
+	$(PYTEST) --dist loadfile --nbval book/
+	@echo "All tests passed; those skipped say above what they need."
 
-check: $(READY) ## fast checks: pairs, export, style, layers, links (under 30 s)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check --quiet . || { echo "style: run $(BIN)/ruff format ."; exit 1; }
-	$(BIN)/python tools/chapters.py --check
-	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py tests/test_links.py
+check: $(READY) ## fast checks, each with what mends it: style, pairs, export, layers, links
+	@status=0; \
+	$(BIN)/ruff check --quiet . || { status=1; echo "style: mend by hand, or with $(BIN)/ruff check --fix .; a chapter in book/NN-name.md, then make chapters ONLY=NN"; }; \
+	$(BIN)/ruff format --check --quiet . >/dev/null || { status=1; $(BIN)/ruff format --check . | grep -- '-->' ; echo "style: mend with $(BIN)/ruff format ."; }; \
+	$(BIN)/python tools/chapters.py --check || status=1; \
+	$(BIN)/python -m pytest -q -p no:cacheprovider tests/test_layers.py tests/test_links.py tests/test_project.py || status=1; \
+	exit $$status
 
 chapters: $(READY) ## after an edit of book/NN-name.md: update, export, execute, store (ONLY="02 03")
-	$(BIN)/python tools/chapters.py $(ONLY)
+	@status=0; \
+	$(BIN)/python tools/chapters.py $(ONLY) || status=1; \
+	$(BIN)/python tools/readme_figure.py || status=1; \
+	exit $$status
 
-lab: $(READY) ## open the chapters live in JupyterLab
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[lab]"
-	$(BIN)/jupyter lab book/
+lab: $(LAB) ## open the chapters live in JupyterLab
+	$(BIN)/python -m jupyter lab book/
 
 install: $(READY) ## only set up .venv
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; try: make PYTHON=python3.11")'
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[book,test]"
+	@echo "installing into $(VENV), about a minute"
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) --editable ".[book,test]"
 	@touch $@
 
-book/_assets/vendor:
+$(LAB): $(READY)
+	@echo "installing JupyterLab into $(VENV)"
+	@$(PIP) --editable ".[lab]"
+	@touch $@
+
+# The scripts of the pages; where npm cannot have them, pages use the public addresses.
+$(VENDOR): tools/assets.sh
 	sh tools/assets.sh
 
 clean: ## forget the built pages

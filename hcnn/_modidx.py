@@ -9,9 +9,201 @@ d = {
         "lib_path": "hcnn",
     },
     "syms": {
+        "hcnn.conv5d": {
+            "hcnn.conv5d.LayerCost": (
+                "03-conv5d.html#layercost",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.LayerSize": (
+                "03-conv5d.html#layersize",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.LayerSize.values": (
+                "03-conv5d.html#layersize.values",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.attribute_conv5d": (
+                "03-conv5d.html#attribute_conv5d",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.centred_conv2d": (
+                "03-conv5d.html#centred_conv2d",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.check_attribute_size": (
+                "03-conv5d.html#check_attribute_size",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.check_stride": (
+                "03-conv5d.html#check_stride",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.check_support": (
+                "03-conv5d.html#check_support",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.layer_cost": (
+                "03-conv5d.html#layer_cost",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.layer_sizes": (
+                "03-conv5d.html#layer_sizes",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.marginal": (
+                "03-conv5d.html#marginal",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.products": (
+                "03-conv5d.html#products",
+                "hcnn/conv5d.py",
+            ),
+            "hcnn.conv5d.unreached_taps": (
+                "03-conv5d.html#unreached_taps",
+                "hcnn/conv5d.py",
+            ),
+        },
+        "hcnn.data": {
+            "hcnn.data.Augment": ("06-data.html#augment", "hcnn/data.py"),
+            "hcnn.data.Augment.__call__": (
+                "06-data.html#augment.__call__",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Augment.__post_init__": (
+                "06-data.html#augment.__post_init__",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Augment._draw": (
+                "06-data.html#augment._draw",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Augment._source": (
+                "06-data.html#augment._source",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset": ("06-data.html#dataset", "hcnn/data.py"),
+            "hcnn.data.Dataset.__len__": (
+                "06-data.html#dataset.__len__",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset.__repr__": (
+                "06-data.html#dataset.__repr__",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset._columns": (
+                "06-data.html#dataset._columns",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset._moments": (
+                "06-data.html#dataset._moments",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset.mean": (
+                "06-data.html#dataset.mean",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset.std": (
+                "06-data.html#dataset.std",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset.subset": (
+                "06-data.html#dataset.subset",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.Dataset.to": (
+                "06-data.html#dataset.to",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._box": ("06-data.html#_box", "hcnn/data.py"),
+            "hcnn.data._byte_sums": (
+                "06-data.html#_byte_sums",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._cifar": ("06-data.html#_cifar", "hcnn/data.py"),
+            "hcnn.data._cifar_fault": (
+                "06-data.html#_cifar_fault",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._colours": ("06-data.html#_colours", "hcnn/data.py"),
+            "hcnn.data._disk": ("06-data.html#_disk", "hcnn/data.py"),
+            "hcnn.data._download": (
+                "06-data.html#_download",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._draw": ("06-data.html#_draw", "hcnn/data.py"),
+            "hcnn.data._folder": ("06-data.html#_folder", "hcnn/data.py"),
+            "hcnn.data._half_planes": (
+                "06-data.html#_half_planes",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._random_words": (
+                "06-data.html#_random_words",
+                "hcnn/data.py",
+            ),
+            "hcnn.data._read_image": (
+                "06-data.html#_read_image",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.draw_shapes": (
+                "06-data.html#draw_shapes",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.load_dataset": (
+                "06-data.html#load_dataset",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.redraw": ("06-data.html#redraw", "hcnn/data.py"),
+            "hcnn.data.shapes10": ("06-data.html#shapes10", "hcnn/data.py"),
+            "hcnn.data.signed_distance": (
+                "06-data.html#signed_distance",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.standardize": (
+                "06-data.html#standardize",
+                "hcnn/data.py",
+            ),
+        },
+        "hcnn.factorized": {
+            "hcnn.factorized.FactorizedConv5d": (
+                "04-factorized.html#factorizedconv5d",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.FactorizedConv5d.__init__": (
+                "04-factorized.html#factorizedconv5d.__init__",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.FactorizedConv5d.extra_repr": (
+                "04-factorized.html#factorizedconv5d.extra_repr",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.FactorizedConv5d.forward": (
+                "04-factorized.html#factorizedconv5d.forward",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.attribute_step": (
+                "04-factorized.html#attribute_step",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.fold": (
+                "04-factorized.html#fold",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.normalize": (
+                "04-factorized.html#normalize",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized.spatial_step": (
+                "04-factorized.html#spatial_step",
+                "hcnn/factorized.py",
+            ),
+        },
         "hcnn.groups": {
             "hcnn.groups.GroupError": (
                 "01-groups.html#grouperror",
+                "hcnn/groups.py",
+            ),
+            "hcnn.groups._worst": (
+                "01-groups.html#_worst",
                 "hcnn/groups.py",
             ),
             "hcnn.groups.covariance_error": (
@@ -38,6 +230,178 @@ d = {
                 "01-groups.html#translations",
                 "hcnn/groups.py",
             ),
-        }
+        },
+        "hcnn.hierarchy": {
+            "hcnn.hierarchy._extend": (
+                "02-hierarchy.html#_extend",
+                "hcnn/hierarchy.py",
+            ),
+            "hcnn.hierarchy.class_scores": (
+                "02-hierarchy.html#class_scores",
+                "hcnn/hierarchy.py",
+            ),
+            "hcnn.hierarchy.convolve": (
+                "02-hierarchy.html#convolve",
+                "hcnn/hierarchy.py",
+            ),
+            "hcnn.hierarchy.first_layer": (
+                "02-hierarchy.html#first_layer",
+                "hcnn/hierarchy.py",
+            ),
+            "hcnn.hierarchy.hierarchical_layer": (
+                "02-hierarchy.html#hierarchical_layer",
+                "hcnn/hierarchy.py",
+            ),
+        },
+        "hcnn.network": {
+            "hcnn.network.Cascade": (
+                "07-network.html#cascade",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.__init__": (
+                "07-network.html#cascade.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade._check_depth": (
+                "07-network.html#cascade._check_depth",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade._check_layer": (
+                "07-network.html#cascade._check_layer",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.forward": (
+                "07-network.html#cascade.forward",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.from_layer": (
+                "07-network.html#cascade.from_layer",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.layer": (
+                "07-network.html#cascade.layer",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.standardize": (
+                "07-network.html#cascade.standardize",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.step": (
+                "07-network.html#cascade.step",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FirstConv": (
+                "07-network.html#firstconv",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FirstConv.__init__": (
+                "07-network.html#firstconv.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FirstConv.forward": (
+                "07-network.html#firstconv.forward",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedConv5d": (
+                "07-network.html#foldedconv5d",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedConv5d.__init__": (
+                "07-network.html#foldedconv5d.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedConv5d.forward": (
+                "07-network.html#foldedconv5d.forward",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedHCNN": (
+                "07-network.html#foldedhcnn",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedHCNN.__init__": (
+                "07-network.html#foldedhcnn.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedHCNN.train": (
+                "07-network.html#foldedhcnn.train",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN": (
+                "07-network.html#hcnn",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.__init__": (
+                "07-network.html#hcnn.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.fold": (
+                "07-network.html#hcnn.fold",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.load": (
+                "07-network.html#hcnn.load",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.parameter_count": (
+                "07-network.html#hcnn.parameter_count",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.save": (
+                "07-network.html#hcnn.save",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN.summary": (
+                "07-network.html#hcnn.summary",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNNConfig": (
+                "07-network.html#hcnnconfig",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNNConfig.__post_init__": (
+                "07-network.html#hcnnconfig.__post_init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNNConfig.geometry": (
+                "07-network.html#hcnnconfig.geometry",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.OutputNorm": (
+                "07-network.html#outputnorm",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.OutputNorm.__init__": (
+                "07-network.html#outputnorm.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.OutputNorm.forward": (
+                "07-network.html#outputnorm.forward",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.SecondConv": (
+                "07-network.html#secondconv",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.SecondConv.__init__": (
+                "07-network.html#secondconv.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.SecondConv.forward": (
+                "07-network.html#secondconv.forward",
+                "hcnn/network.py",
+            ),
+            "hcnn.network._read": (
+                "07-network.html#_read",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.invariant_shifts": (
+                "07-network.html#invariant_shifts",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.preset": (
+                "07-network.html#preset",
+                "hcnn/network.py",
+            ),
+        },
     },
 }

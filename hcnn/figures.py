@@ -66,7 +66,7 @@ def show_image(axes, image, title: str = "", **options):
     """Draw an image (3, h, w) or (h, w) without ticks."""
     if image.ndim == 3:
         image = image.permute(1, 2, 0).clamp(0, 1)
-    artist = axes.imshow(image.detach().cpu(), **options)
+    artist = axes.imshow(image.detach().cpu().numpy(), **options)
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(False)
     for spine in axes.spines.values():

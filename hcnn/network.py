@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .axes import C_AXIS, PADDINGS, check_choice
+from .axes import PADDINGS, check_choice
 from hcnn.conv5d import (
     attribute_conv5d,
     centred_conv2d,

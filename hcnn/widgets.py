@@ -1,4 +1,4 @@
-"""One helper: a figure with sliders, in Jupyter and in the built page.
+"""A figure with sliders, in Jupyter and in the built page.
 
 `explore(draw, x=range(5))` shows `draw(x)` for the chosen `x`. The sliders
 choose among pictures inside the browser, without a kernel. In a running
@@ -8,7 +8,6 @@ so that the built page has them.
 """
 
 import io
-import itertools
 import os
 import wave
 from collections.abc import Callable
@@ -52,17 +51,26 @@ class _Frame(ipywidgets.VBox):
         made = self._make()
         figure, sound = made if isinstance(made, tuple) else (made, None)
         image = ipywidgets.Image(
-            value=_webp(figure, self._dpi), format="webp"
+            value=_webp(figure, self._dpi),
+            format="webp",
+            layout={"max_width": "100%", "height": "auto"},
         )
-        image.layout.max_width, image.layout.height = "100%", "auto"
-        children = [image]
+        self.children = [image]
         if sound is not None:
-            children.append(
+            self.children += (
                 ipywidgets.Audio(
                     value=sound_bytes(*sound), autoplay=False, loop=False
-                )
+                ),
             )
-        self.children = children
+
+
+def _refuse_unknown(argument: str, given: dict, names: list) -> None:
+    for name in given:
+        if name not in names:
+            raise ValueError(
+                f"explore: {argument} names {name!r}, which is no argument "
+                f"to choose; expected one of {names}"
+            )
 
 
 def explore(
@@ -92,46 +100,53 @@ def explore(
         in the browser, so it works in a page without a kernel.
 
     Raises:
-        ValueError: no argument to choose, an empty list of values, or a
-            start value that is none of them.
+        ValueError: no argument to choose, fewer than two values, a start
+            value that is none of them, or a label or start for an
+            argument that is not there.
     """
-    if not choices or not all(len(list(v)) for v in choices.values()):
+    labels, start = labels or {}, start or {}
+    values = {name: list(some) for name, some in choices.items()}
+    names = list(values)
+    if not names or any(len(some) < 2 for some in values.values()):
         raise ValueError(
-            f"explore: choices are {choices}; expected at least one "
-            "argument, each with at least one value"
+            f"explore: choices are {values}; expected at least one "
+            "argument, each with two values or more, such as shift=range(5)"
         )
-    names = list(choices)
-    values = {name: list(choices[name]) for name in names}
-    first = {name: values[name][0] for name in names} | (start or {})
-    for name in names:
-        if first[name] not in values[name]:
+    _refuse_unknown("labels", labels, names)
+    _refuse_unknown("start", start, names)
+    for name, value in start.items():
+        if value not in values[name]:
             raise ValueError(
-                f"explore: start {name}={first[name]!r}; expected one of "
+                f"explore: start {name}={value!r}; expected one of "
                 f"{values[name]}"
             )
+    first = {n: values[n].index(start.get(n, values[n][0])) for n in names}
+    texts = {name: labels.get(name, name) for name in names}
+    width = f"{0.55 * max(map(len, texts.values())) + 1:.1f}em"
     sliders = {
         name: ipywidgets.SelectionSlider(
-            options=[(str(value), value) for value in values[name]],
-            value=first[name],
-            description=(labels or {}).get(name, name),
-            continuous_update=True,
-            style={"description_width": "auto"},
-            layout={"width": "100%", "max_width": "32em"},
+            options=[(str(v), i) for i, v in enumerate(values[name])],
+            index=first[name],
+            description=texts[name],
+            tooltip=texts[name],
+            style={"description_width": width},
+            layout={"width": "100%", "max_width": "34em"},
         )
         for name in names
     }
     cells = {}
 
-    def build(chosen: tuple):
+    def build(chosen: tuple[int, ...]):
         """The picture of `chosen`, or a stack over the next argument."""
         if len(chosen) == len(names):
-            arguments = dict(zip(names, chosen, strict=True))
+            pairs = zip(names, chosen, strict=True)
+            arguments = {name: values[name][i] for name, i in pairs}
             cells[chosen] = _Frame(lambda: draw(**arguments), dpi)
             return cells[chosen]
         name = names[len(chosen)]
         stack = ipywidgets.Stack(
-            [build((*chosen, value)) for value in values[name]],
-            selected_index=values[name].index(first[name]),
+            [build((*chosen, i)) for i in range(len(values[name]))],
+            selected_index=first[name],
         )
         ipywidgets.jslink(
             (sliders[name], "index"), (stack, "selected_index")
@@ -141,17 +156,17 @@ def explore(
     pictures = build(())
 
     def fill_chosen(_=None):
-        cells[tuple(sliders[name].value for name in names)].fill()
+        cells[tuple(slider.index for slider in sliders.values())].fill()
 
     if frames is None:
         frames = os.environ.get("HCNN_WIDGETS") == "frames"
     if frames:
-        for chosen in itertools.product(*values.values()):
-            cells[chosen].fill()
+        for frame in cells.values():
+            frame.fill()
     else:
         fill_chosen()
         for slider in sliders.values():
-            slider.observe(fill_chosen, "value")
+            slider.observe(fill_chosen, "index")
     box = ipywidgets.VBox([*sliders.values(), pictures])
     box.add_class("hcnn-explore")
     return box

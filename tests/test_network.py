@@ -246,7 +246,7 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds no configuration"):
         HCNN.load(tmp_path / "a.safetensors")
-    with pytest.raises(FileNotFoundError, match="no file .*; expected"):
+    with pytest.raises(FileNotFoundError, match=r"no file .*; expected"):
         HCNN.load(tmp_path / "b.safetensors")
     with pytest.raises(FileNotFoundError, match="no folder"):
         network().save(tmp_path / "none" / "a.safetensors")
