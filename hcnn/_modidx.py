@@ -58,6 +58,10 @@ d = {
                 "03-conv5d.html#products",
                 "hcnn/conv5d.py",
             ),
+            "hcnn.conv5d.support_pair": (
+                "03-conv5d.html#support_pair",
+                "hcnn/conv5d.py",
+            ),
             "hcnn.conv5d.unreached_taps": (
                 "03-conv5d.html#unreached_taps",
                 "hcnn/conv5d.py",
@@ -114,6 +118,10 @@ d = {
                 "06-data.html#dataset.to",
                 "hcnn/data.py",
             ),
+            "hcnn.data._announce_shapes": (
+                "06-data.html#_announce_shapes",
+                "hcnn/data.py",
+            ),
             "hcnn.data._box": ("06-data.html#_box", "hcnn/data.py"),
             "hcnn.data._byte_sums": (
                 "06-data.html#_byte_sums",
@@ -132,6 +140,7 @@ d = {
             ),
             "hcnn.data._draw": ("06-data.html#_draw", "hcnn/data.py"),
             "hcnn.data._folder": ("06-data.html#_folder", "hcnn/data.py"),
+            "hcnn.data._folders": ("06-data.html#_folders", "hcnn/data.py"),
             "hcnn.data._half_planes": (
                 "06-data.html#_half_planes",
                 "hcnn/data.py",
@@ -262,12 +271,12 @@ d = {
                 "07-network.html#cascade.__init__",
                 "hcnn/network.py",
             ),
-            "hcnn.network.Cascade._check_depth": (
-                "07-network.html#cascade._check_depth",
-                "hcnn/network.py",
-            ),
             "hcnn.network.Cascade._check_layer": (
                 "07-network.html#cascade._check_layer",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade._run": (
+                "07-network.html#cascade._run",
                 "hcnn/network.py",
             ),
             "hcnn.network.Cascade.forward": (
@@ -308,6 +317,10 @@ d = {
             ),
             "hcnn.network.FoldedConv5d.__init__": (
                 "07-network.html#foldedconv5d.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedConv5d.extra_repr": (
+                "07-network.html#foldedconv5d.extra_repr",
                 "hcnn/network.py",
             ),
             "hcnn.network.FoldedConv5d.forward": (

@@ -7,6 +7,7 @@ __all__ = [
     "marginal",
     "centred_conv2d",
     "unreached_taps",
+    "support_pair",
     "check_support",
     "attribute_conv5d",
     "check_stride",
@@ -60,7 +61,7 @@ def marginal(
 
 # %% ../book/03-conv5d.ipynb #a627735b
 def centred_conv2d(
-    x: Float[Tensor, "m i y x"],
+    images: Float[Tensor, "m i y x"],
     weight: Float[Tensor, "o i s1 s2"],
     bias: Float[Tensor, "o"] | None = None,
     *,
@@ -70,7 +71,7 @@ def centred_conv2d(
     """`conv2d` whose window `i` is centred at sample `stride * i`.
 
     Args:
-        x: images with channels.
+        images: any two axes, with channels.
         weight: filters of odd supports.
         bias: a number for each output channel.
         stride: keep every `stride`-th position of both axes.
@@ -82,10 +83,12 @@ def centred_conv2d(
     Source: {ref}`sec-conv5d`.
     """
     s1, s2 = weight.shape[-2:]
-    if padding == "periodic":
-        x = F.pad(x, (s2 // 2, s2 // 2, s1 // 2, s1 // 2), mode="circular")
-        return F.conv2d(x, weight, bias, stride)
-    return F.conv2d(x, weight, bias, stride, (s1 // 2, s2 // 2))
+    half = s1 // 2, s2 // 2
+    if padding == "zero":
+        return F.conv2d(images, weight, bias, stride, half)
+    around = (half[1], half[1], half[0], half[0])
+    images = F.pad(images, around, mode="circular")
+    return F.conv2d(images, weight, bias, stride)
 
 
 # %% ../book/03-conv5d.ipynb #4393280e
@@ -107,6 +110,23 @@ def unreached_taps(size: int, support: int) -> list[int]:
         for tap in range(support)
         if not any(0 <= i + tap - support // 2 < size for i in centres)
     ]
+
+
+def support_pair(function: str, support) -> tuple[int, int]:
+    """The support (s1, s2) as a tuple; anything else is refused.
+
+    Raises:
+        ValueError: what came is not two integers.
+
+    Source: {ref}`sec-edges`.
+    """
+    pair = tuple(support) if isinstance(support, tuple | list) else ()
+    if len(pair) != 2 or not all(isinstance(s, int) for s in pair):
+        raise ValueError(
+            f"{function}: support is {support!r}; expected two odd "
+            "integers, along b and c, such as (7, 11)"
+        )
+    return pair
 
 
 def check_support(
@@ -145,8 +165,8 @@ def check_support(
         if idle:
             warnings.warn(
                 f"{function}: of {support} taps along {letter}, the taps "
-                f"{idle} never meet the {size} values of the axis; a "
-                "shorter support computes the same",
+                f"{idle} never meet the {size} values of the axis and "
+                "cannot learn; take a shorter support or a larger axis",
                 stacklevel=3,
             )
 
@@ -167,7 +187,7 @@ def attribute_conv5d(
         x_j: output of layer $j$.
         weight: filters $w_{v_{j+1}}$, correlated as `conv2d` does, of odd
             supports `s1` along `b` and `s2` along `c`.
-        stride: 1 or 2, along `h` and `w`.
+        stride: along `h` and `w`; 1 or 2 in the paper.
         padding: "zero" or "periodic", along all four axes.
 
     Returns:
@@ -224,6 +244,7 @@ def products(size: int, support: int, padding: str = "zero") -> int:
 
     Source: {ref}`sec-edges`.
     """
+    check_choice("products", "padding", padding, PADDINGS)
     windows = range(0, size, 2)
     if padding == "periodic":
         return len(windows) * support
@@ -278,13 +299,14 @@ def layer_sizes(
         of W_j, without bias: the paper's counting.
 
     Raises:
-        ValueError: K is no positive multiple of 4.
+        ValueError: K is no positive multiple of 4, or the support is not
+            two integers.
 
     Source: {ref}`sec-sizes`; the paper, Figure 2.
     """
     check_attribute_size("layer_sizes", K)
     h, w = (size, size) if isinstance(size, int) else size
-    s1, s2 = support
+    s1, s2 = support_pair("layer_sizes", support)
     rows = [LayerSize(0, 1, 1, channels, h, w, 1, (1, 1), 0)]
     for j in range(1, 12):
         a, b, c = rows[-1][1:4]
@@ -368,17 +390,17 @@ def layer_cost(
         positions, d = row.h * row.w, row.c
         s1, s2 = row.support
         if row.j == 1:
-            taps = channels
+            pairs = channels
         else:
-            taps = products(before.c, s2, padding)
-            taps *= products(before.b, s1, padding)
-        direct = 9 * d * taps * positions
+            pairs = products(before.c, s2, padding)
+            pairs *= products(before.b, s1, padding)
+        direct = 9 * d * pairs * positions
         factors = row.parameters, direct, 0
         if row.j > 2:
             between = Q * before.b * before.c * positions
             factors = (
                 Q * (9 + d * s1 * s2),
-                9 * between + Q * d * taps * positions,
+                9 * between + Q * d * pairs * positions,
                 between,
             )
         costs.append(LayerCost(row.j, direct, row.values, *factors))

@@ -24,7 +24,9 @@ import os
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
+from http.client import HTTPException
+from numbers import Integral
 from pathlib import Path
 
 import numpy
@@ -53,7 +55,7 @@ class Dataset:
     Source: {ref}`sec-dataset`.
     """
 
-    images: UInt8[Tensor, "n 3 h w"]
+    images: UInt8[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     class_names: tuple[str, ...]
     name: str
@@ -92,17 +94,26 @@ class Dataset:
         classes.
 
         Raises:
-            ValueError: there are fewer images than that.
+            ValueError: there are fewer images than that, or an index is
+                of none of them.
         """
-        if not isinstance(which, int):
-            which = torch.as_tensor(which, device=self.images.device)
-            return self._columns(lambda column: column[which])
-        if not 0 < which <= len(self):
+        if isinstance(which, Integral):
+            if not 0 < which <= len(self):
+                raise ValueError(
+                    f"subset: which is {which}; expected 1 to {len(self)}, "
+                    "the number of images, or a list of indices"
+                )
+            return self._columns(lambda column: column[:which])
+        index = torch.as_tensor(which, device="cpu").reshape(-1)
+        try:
+            index = torch.arange(len(self))[index]  # masks, negative ones
+        except IndexError as error:
             raise ValueError(
-                f"subset: which is {which}; expected 1 to {len(self)}, the "
-                "number of images, or a list of indices"
-            )
-        return self._columns(lambda column: column[:which])
+                f"subset: {error}; expected indices of {len(self)} images, "
+                f"{-len(self)} to {len(self) - 1}, or a mask of all of them"
+            ) from None
+        index = index.to(self.images.device)
+        return self._columns(lambda column: column[index])
 
     @cached_property
     def _moments(self):
@@ -117,12 +128,12 @@ class Dataset:
         return [m.float().to(self.images.device) for m in (mean, std)]
 
     @property
-    def mean(self) -> Float[Tensor, " 3"]:
+    def mean(self) -> Float[Tensor, " c"]:
         """Mean of each channel, over all images, of values in [0, 1]."""
         return self._moments[0]
 
     @property
-    def std(self) -> Float[Tensor, " 3"]:
+    def std(self) -> Float[Tensor, " c"]:
         """Deviation of each channel; 1 where a channel is constant."""
         return self._moments[1]
 
@@ -279,7 +290,8 @@ def draw_shapes(
         row gives the same bytes in any company.
 
     Raises:
-        ValueError: a label is no shape's, or a size is not positive.
+        ValueError: a label is no shape's, or a size is not positive, an
+            image's or a shape's.
 
     Source: {ref}`sec-factors`, {eq}`eq-drawing`.
     """
@@ -287,6 +299,11 @@ def draw_shapes(
         raise ValueError(
             f"draw_shapes: labels run from {labels.min()} to {labels.max()}; "
             f"expected 0 to {len(SHAPES) - 1}, the numbers of SHAPES"
+        )
+    if size < 1:
+        raise ValueError(
+            f"draw_shapes: images of {size} x {size} pixels; expected at "
+            "least 1 x 1; give a larger size"
         )
     if not (factors["size"] > 0).all():
         raise ValueError(
@@ -322,9 +339,10 @@ def _draw(labels, row, size):
     ink = _colours(row["hue"].astype(numpy.float64), 0.75, 0.95)
     paper = _colours(row["background"].astype(numpy.float64), 0.5, 0.45)
     image = paper + (ink - paper) * coverage
-    words = _random_words(row["key"], 3 * size * size // 2, len(FACTORS))
-    noise = _byte_sums(words).reshape(image.shape).astype(numpy.float32)
-    noise = (noise - 510) / 147.8  # the mean and the deviation of the sum
+    count = 3 * size * size  # a word has noise for two
+    words = _random_words(row["key"], (count + 1) // 2, len(FACTORS))
+    sums = _byte_sums(words)[:, :count].reshape(image.shape)
+    noise = (sums.astype(numpy.float32) - 510) / 147.8  # mean, deviation
     image += column(row["noise"])[:, None] * noise
     return (255 * image).round().clip(0, 255)
 
@@ -482,7 +500,7 @@ def _download(name, kind, root) -> None:
             (root / kind.base_folder).mkdir(exist_ok=True)
             for file in (Path(part) / kind.base_folder).iterdir():
                 os.replace(file, root / kind.base_folder / file.name)
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, HTTPException) as error:
         raise OSError(
             f"load_dataset: {name} could not be downloaded ({error}); "
             "expected its official archive; nothing was kept, try again or "
@@ -511,24 +529,35 @@ def _read_image(path: str, size: int) -> Tensor:
             if image.mode in ("I", "F"):
                 raise ValueError(f"{image.mode} has no fixed range")
             image = image.convert("RGB")
-    except Exception:  # each format's decoder raises errors of its own
+    except Exception as error:  # each decoder raises errors of its own
         raise ValueError(
-            f"load_dataset: {path} cannot be read as an image, it is cut "
-            "short or of another kind; expected a whole image of 8 or 16 "
-            "bits a channel; replace or remove it"
+            f"load_dataset: {path} cannot be read as an image ({error!r}); "
+            "expected a whole image of 8 or 16 bits a channel; replace or "
+            "remove it"
         ) from None
     image = ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(numpy.array(image)).permute(2, 0, 1)
 
 
+def _folders(place: Path) -> list[str]:
+    names = (p.name for p in place.iterdir() if p.is_dir())
+    return sorted(name for name in names if name[0] != ".")
+
+
 def _folder(folder: Path, split: str, size: int) -> Dataset:
-    names = [p.name for p in folder.iterdir() if p.is_dir()]
+    names = _folders(folder)
     test = next((name for name in ("test", "val") if name in names), None)
     own = "train" in names and test is not None
+    # a class may be named train: its folder holds images, no class folders
+    if "train" in names and not own and _folders(folder / "train"):
+        raise ValueError(
+            f"load_dataset: {folder} has a folder train and none named test "
+            f"or val among {names}; expected both; rename or add one"
+        )
     part = (
         folder / {"train": "train", "test": test}[split] if own else folder
     )
-    classes = sorted(p.name for p in part.iterdir() if p.is_dir())
+    classes = _folders(part)
     if len(classes) < 2:
         raise ValueError(
             f"load_dataset: {part} has {len(classes)} class folders "
@@ -536,22 +565,28 @@ def _folder(folder: Path, split: str, size: int) -> Dataset:
         )
     if own:
         other = folder / {"train": test, "test": "train"}[split]
-        theirs = sorted(p.name for p in other.iterdir() if p.is_dir())
+        theirs = _folders(other)
         if classes != theirs:
             raise ValueError(
                 f"load_dataset: {part} has the classes {classes} and {other} "
                 f"has {theirs}; expected the same in both"
             )
-    reader = torchvision().datasets.ImageFolder
-    found = reader(str(part), allow_empty=True).samples
+    reader = torchvision().datasets.folder
+    number = {name: label for label, name in enumerate(classes)}
+    endings = reader.IMG_EXTENSIONS
+    found = reader.make_dataset(part, number, endings, allow_empty=True)
+
+    def inner(sample):
+        return Path(sample[0]).relative_to(part).as_posix()
 
     def order(sample):
-        name = Path(sample[0]).relative_to(part).as_posix()
-        return hashlib.md5(name.encode()).digest()
+        return hashlib.md5(inner(sample).encode()).digest()
 
+    found = [s for s in found if "/." not in inner(s)]  # none hidden
+    found.sort(key=order)
     samples = []
-    for label, name in enumerate(classes):
-        files = sorted((s for s in found if s[1] == label), key=order)
+    for name, label in number.items():
+        files = [s for s in found if s[1] == label]
         if not files:
             raise ValueError(
                 f"load_dataset: the class folder {part / name} holds no "
@@ -577,6 +612,13 @@ def _folder(folder: Path, split: str, size: int) -> Dataset:
 
 
 # %% ../book/06-data.ipynb #8599742f
+@cache  # once a process
+def _announce_shapes() -> None:
+    print(
+        "no data named (HCNN_DATA is not set): using shapes10, drawn images"
+    )
+
+
 def load_dataset(
     name: str | Path | None = None,
     split: str = "train",
@@ -590,7 +632,7 @@ def load_dataset(
         name: "cifar10", "cifar100", "shapes10" (50,000 and 10,000
             images), or the path of a folder of class folders. None means
             CIFAR-10 where `root` or HCNN_DATA says where it is, and
-            otherwise shapes10, saying so in one line.
+            otherwise shapes10, saying so once, in one line.
         split: "train" or "test".
         root: the folder that holds, or will hold, CIFAR's official files;
             by default the environment variable HCNN_DATA.
@@ -602,8 +644,8 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: an unknown split, a damaged file, a folder that is not
-            laid out as {ref}`sec-files` says.
+        ValueError: an unknown split, a size below 1, a damaged file, a
+            folder that is not laid out as {ref}`sec-files` says.
         FileNotFoundError: `name` is neither a data set nor a folder, or
             the folder or a file of CIFAR is missing.
         OSError: the download failed; nothing half-finished is kept.
@@ -615,10 +657,7 @@ def load_dataset(
         name = "cifar10"
         if not (root or os.environ.get("HCNN_DATA")):
             name = "shapes10"
-            print(
-                "no data named (HCNN_DATA is not set): using shapes10, "
-                "drawn images"
-            )
+            _announce_shapes()
     if name in ("cifar10", "cifar100", "shapes10"):
         if size not in (None, 32):
             raise ValueError(
@@ -637,7 +676,13 @@ def load_dataset(
             "expected 'cifar10', 'cifar100', 'shapes10' or the path of a "
             "folder with one folder of images for each class"
         )
-    return _folder(folder, split, 32 if size is None else size)
+    size = 32 if size is None else size
+    if size < 1:
+        raise ValueError(
+            f"load_dataset: images of {size} x {size} pixels; expected at "
+            "least 1 x 1; give a larger size"
+        )
+    return _folder(folder, split, size)
 
 
 # %% ../book/06-data.ipynb #66b9b36e
@@ -734,10 +779,10 @@ class Augment:
 
 # %% ../book/06-data.ipynb #5048db74
 def standardize(
-    images: UInt8[Tensor, "n 3 h w"],
-    mean: Float[Tensor, " 3"],
-    std: Float[Tensor, " 3"],
-) -> Float[Tensor, "n 3 h w"]:
+    images: UInt8[Tensor, "n c h w"],
+    mean: Float[Tensor, " c"],
+    std: Float[Tensor, " c"],
+) -> Float[Tensor, "n c h w"]:
     r"""Bytes to numbers with mean 0 and deviation 1 in each channel.
 
     $$ x(u, v) \mapsto (x(u, v) / 255 - \mu_v) / \sigma_v $$
@@ -752,12 +797,24 @@ def standardize(
 
     Raises:
         TypeError: the images are not bytes.
-        ValueError: not a batch of images.
+        ValueError: not a batch of images, or not one mean and one
+            deviation for each channel.
 
     Source: {ref}`sec-standardize`, {eq}`eq-standardize`; the paper,
     section 4.2.
     """
-    check_axes("standardize", images=(images, "n c h w"))
+    check_axes(
+        "standardize",
+        images=(images, "n c h w"),
+        mean=(mean, "c"),
+        std=(std, "c"),
+    )
+    if not images.shape[1] == len(mean) == len(std):
+        raise ValueError(
+            f"standardize: images of {images.shape[1]} channels, {len(mean)} "
+            f"means and {len(std)} deviations; expected one for each "
+            "channel; give those of images like these"
+        )
     if images.dtype != torch.uint8:
         raise TypeError(
             f"standardize: images are {images.dtype}; expected bytes, "

@@ -24,6 +24,7 @@ from hcnn.conv5d import (
     check_stride,
     check_support,
     marginal,
+    support_pair,
 )
 
 
@@ -46,7 +47,8 @@ def spatial_step(
     Returns:
         `q` planes for each plane; `h2` is ceil(h / stride).
 
-    Source: {ref}`sec-two-steps`, the operator $W^h_j$ of the paper.
+    Source: {ref}`sec-two-steps`; $W^h_j$ of the paper before its
+    normalization.
     """
     planes = mean.flatten(0, 2)[:, None]
     out = centred_conv2d(
@@ -167,8 +169,8 @@ class FactorizedConv5d(nn.Module):
     become shifts by 1.
 
     Raises:
-        ValueError: an even support, an unknown padding, sizes that are no
-            positive integers; on a call, an input without six axes, fewer
+        ValueError: a support that is not two odd integers, an unknown
+            padding, sizes that are no positive integers; on a call, an input without six axes, fewer
             than two values to normalize, or a support that would wrap
             twice.
 
@@ -194,8 +196,8 @@ class FactorizedConv5d(nn.Module):
                     f"{name}: {letter} is {value!r}; expected a positive "
                     "integer"
                 )
-        s1, s2 = support
-        # on an axis as long as the support only an odd one can be wrong
+        s1, s2 = support_pair(name, support)
+        # on an axis as long as itself, only an even support is refused
         check_support(name, padding, b=(s1, s1), c=(s2, s2))
         check_stride(name, stride)
         self.stride, self.padding, self.plus = stride, padding, plus
@@ -235,7 +237,8 @@ class FactorizedConv5d(nn.Module):
         d, q, s1, s2 = self.attribute.shape
         return (
             f"d={d}, q={q}, support=({s1}, {s2}), stride={self.stride}, "
-            f"padding={self.padding!r}, plus={self.plus}"
+            f"padding={self.padding!r}, plus={self.plus}, "
+            f"bias={self.bias is not None}"
         )
 
 
@@ -254,12 +257,14 @@ def fold(
 
     Returns:
         `weight`, of rank at most 9, and the bias map, with the layer's
-        bias inside: `attribute_conv5d(x_j, weight) + bias_map[..., None,
-        None]` is the layer's output in `eval`, for any `h` and `w`.
+        bias inside: `attribute_conv5d(x_j, weight, stride=layer.stride,
+        padding=layer.padding) + bias_map[..., None, None]` is the layer's
+        output in `eval`, for any `h` and `w`.
         Constant over `b2`, `c2` with periodic padding.
 
     Raises:
-        ValueError: the layer has a non-linearity between its factors.
+        ValueError: the layer has a non-linearity between its factors, or
+            `b` or `c` is no size that it can read.
 
     Source: {ref}`sec-fold`, {prf:ref}`prop-fold`.
     """
@@ -268,6 +273,13 @@ def fold(
             "fold: the layer has an ELU between its factors (+) and is no "
             "convolution; expected a plain layer; use it unfolded"
         )
+    if min(b, c) < 1:
+        raise ValueError(
+            f"fold: b is {b} and c is {c}; expected the sizes of the axes "
+            "that the layer reads, 1 or more"
+        )
+    s1, s2 = layer.attribute.shape[-2:]
+    check_support("fold", layer.padding, b=(s1, b), c=(s2, c))
     inverse = (layer.running_var + EPS).rsqrt()
     weight = torch.einsum(
         "qxy,dqst,q->dstxy", layer.spatial, layer.attribute, inverse

@@ -16,6 +16,7 @@ __all__ = [
 # %% ../book/01-groups.ipynb #f8551e1e
 from collections.abc import Callable, Iterable
 from itertools import product
+from math import isnan
 from typing import NamedTuple
 
 from torch import Tensor
@@ -74,7 +75,8 @@ class GroupError(NamedTuple):
 def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value.
 
-    A NaN on either side counts as an infinite error.
+    Where all expected values are zero, the difference itself. A NaN on
+    either side counts as an infinite error.
     """
     if actual.shape != expected.shape:
         raise ValueError(
@@ -83,7 +85,7 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
         )
     largest = expected.abs().max().item()
     error = (actual - expected).abs().max().item() / (largest or 1.0)
-    return error if error == error else float("inf")
+    return float("inf") if isnan(error) else error
 
 
 def _worst(function: str, errors: Iterable[GroupError]) -> GroupError:
@@ -145,10 +147,11 @@ def invariance_error(
 ) -> GroupError:
     r"""How far a function is from being constant under a group.
 
-    $$ \max_g \; \| f(g.x) - f(x) \|_\infty / \| f(x) \|_\infty $$
+    $$ \max_g \; \| \phi(g.x) - \phi(x) \|_\infty
+        / \| \phi(x) \|_\infty $$
 
     Args:
-        function: the map $f$, of any output shape.
+        function: the map $\phi$, of any output shape.
         x: its input.
         elements: the group elements $g$.
         act: the action, called as `act(x, **g)`.
@@ -178,10 +181,10 @@ def group_average(
 ) -> Tensor:
     r"""Average a function over a group acting on its input.
 
-    $$ \frac{1}{|G|} \sum_{g \in G} f(g.x) $$
+    $$ \frac{1}{|G|} \sum_{g \in G} \phi(g.x) $$
 
     Args:
-        function: the map $f$, called once for each element.
+        function: the map $\phi$, called once for each element.
         x: its input.
         elements: all elements of the group.
         act: the action, called as `act(x, **g)`.

@@ -31,7 +31,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .axes import PADDINGS, check_choice
+from .axes import A_AXIS, B_AXIS, H_AXIS, PADDINGS, W_AXIS, check_choice
 from hcnn.conv5d import (
     attribute_conv5d,
     centred_conv2d,
@@ -39,6 +39,7 @@ from hcnn.conv5d import (
     check_support,
     layer_cost,
     layer_sizes,
+    support_pair,
 )
 from .data import standardize
 from .factorized import EPS, FactorizedConv5d, fold, normalize
@@ -96,20 +97,23 @@ class HCNNConfig:
         check_attribute_size(name, self.K)
         check_choice(name, "padding", self.padding, PADDINGS)
         check_choice(name, "head", self.head, HEADS)
-        if len(self.support) != 2:
-            raise ValueError(
-                f"{name}: support is {self.support}; expected two odd "
-                "numbers, along v_(j-2) and v_(j-1), such as (7, 11)"
-            )
-        s1, s2 = self.support
+        s1, s2 = support_pair(name, self.support)
+        object.__setattr__(self, "support", (s1, s2))  # from a list, too
         check_support(
             name, self.padding, b=(s1, self.K // 2), c=(s2, self.K)
         )
-        if not set(self.spatial_strides) <= set(range(1, DEPTH)):
+        strides = self.spatial_strides
+        depths = (
+            tuple(strides) if isinstance(strides, tuple | list) else (0,)
+        )
+        if len(set(depths)) < len(depths) or not set(depths) <= set(
+            range(1, DEPTH)
+        ):
             raise ValueError(
-                f"{name}: spatial_strides are {self.spatial_strides}; "
-                "expected depths from 1 to 11, such as (5, 9)"
+                f"{name}: spatial_strides are {strides!r}; expected "
+                "different depths from 1 to 11, such as (5, 9)"
             )
+        object.__setattr__(self, "spatial_strides", depths)
 
     @property
     def geometry(self) -> dict:
@@ -310,7 +314,9 @@ class Cascade(nn.Module):
             None if values is None else tuple(float(v) for v in values)
             for values in (mean, std)
         )
-        self.class_names = tuple(class_names) if class_names else None
+        self.class_names = (
+            None if class_names is None else tuple(map(str, class_names))
+        )
         for name, values, count in (
             ("mean", self.mean, config.channels),
             ("std", self.std, config.channels),
@@ -319,13 +325,16 @@ class Cascade(nn.Module):
             if values is not None and len(values) != count:
                 raise ValueError(
                     f"{type(self).__name__}: {name} has {len(values)} "
-                    f"values; the configuration expects {count}"
+                    f"values; the configuration expects {count}; give one "
+                    "for each"
                 )
 
     def standardize(
         self, images: UInt8[Tensor, "n c h w"]
     ) -> Float[Tensor, "n c h w"]:
         """Images as the network expects them: (images / 255 - mean) / std.
+
+        In the network's own floating type, on the device of the images.
 
         Raises:
             ValueError: the network was given no mean and std.
@@ -337,12 +346,12 @@ class Cascade(nn.Module):
                 "images"
             )
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return standardize(images, mean, std)
+        return standardize(images, mean, std).to(self.W1.weight.dtype)
 
     def step(self, x: Tensor, j: int) -> Tensor:
         """x_j from x_{j-1}, with its ELU; the last step is the mean."""
         if j == DEPTH:
-            scores = x.mean((1, 2, 4, 5))
+            scores = x.mean((A_AXIS, B_AXIS, H_AXIS, W_AXIS))
             return self.W12(scores) if hasattr(self, "W12") else scores
         if j == 3:
             x = x[:, None]  # W_1 has summed the colours: a has one value
@@ -366,11 +375,7 @@ class Cascade(nn.Module):
             ValueError: a depth that there is not, or images that do not
                 fit.
         """
-        self._check_depth("layer", j)
-        self._check_layer("layer", images, 0)
-        for k in range(1, j + 1):
-            images = self.step(images, k)
-        return images
+        return self._run("layer", images, 0, j)
 
     def from_layer(self, x_j: Tensor, j: int) -> Float[Tensor, "n classes"]:
         """The scores from x_j: `from_layer(layer(images, j), j)`.
@@ -383,26 +388,33 @@ class Cascade(nn.Module):
             ValueError: a depth that there is not, or an array that does
                 not fit it.
         """
-        self._check_depth("from_layer", j)
-        self._check_layer("from_layer", x_j, j)
-        for k in range(j + 1, DEPTH + 1):
-            x_j = self.step(x_j, k)
-        return x_j
+        return self._run("from_layer", x_j, j, DEPTH)
 
     def forward(
         self, images: Float[Tensor, "n c h w"]
     ) -> Float[Tensor, "n classes"]:
-        return self.from_layer(images, 0)
+        return self._run(type(self).__name__, images, 0, DEPTH)
 
-    def _check_depth(self, function, j):
-        if j not in range(DEPTH + 1):
-            raise ValueError(
-                f"{function}: depth {j!r}; expected 0 (the images) to "
-                f"{DEPTH} (the scores)"
-            )
+    def _run(self, function, x, start, stop):
+        """The steps after depth `start`, up to depth `stop`."""
+        for j in (start, stop):
+            if not isinstance(j, int) or j not in range(DEPTH + 1):
+                raise ValueError(
+                    f"{function}: depth {j!r}; expected an integer from 0 "
+                    f"(the images) to {DEPTH} (the scores)"
+                )
+        self._check_layer(function, x, start)
+        for j in range(start + 1, stop + 1):
+            x = self.step(x, j)
+        return x
 
     def _check_layer(self, function, x, j):
         """Everything but the plane of an x_j is fixed by the network."""
+        if not isinstance(x, Tensor):
+            raise TypeError(
+                f"{function}: what came is a {type(x).__name__}; expected "
+                "a torch.Tensor; convert it with torch.as_tensor"
+            )
         if not x.is_floating_point():
             raise ValueError(
                 f"{function}: the array holds {x.dtype}; expected floating "
@@ -418,7 +430,8 @@ class Cascade(nn.Module):
             expected = ["n", *map(str, attributes), *"hw"[:plane]]
             raise ValueError(
                 f"{function}: the array has shape {tuple(x.shape)}; x_{j} "
-                f"of this network has ({', '.join(expected)})"
+                f"of this network has ({', '.join(expected)}); give an "
+                f"array like layer(images, {j})"
             )
 
 
@@ -511,6 +524,9 @@ class HCNN(Cascade):
     def summary(self, size: int | tuple[int, int] = 32) -> str:
         """A table of sizes, parameters and multiply-adds, for one image.
 
+        Multiply-adds are those of the direct layers, which the folded
+        network does; those of the factors for (+), which has no others.
+
         Args:
             size: side of the image in pixels, or (height, width).
 
@@ -538,7 +554,7 @@ class HCNN(Cascade):
             )
         lines.append(
             f"all kernels, as the paper counts: {self.parameter_count():,d}; "
-            f"trained: {self.parameter_count(folded=False):,d}"
+            f"all factors: {self.parameter_count(folded=False):,d}"
         )
         return "\n".join(lines)
 
@@ -554,7 +570,9 @@ class HCNN(Cascade):
 
         Source: {ref}`sec-fold-network`.
         """
-        return FoldedHCNN(self)
+        device = self.W1.weight.device.type
+        with torch.autocast(device, enabled=False):  # in full precision
+            return FoldedHCNN(self)
 
     def save(self, path: str | Path) -> None:
         """Write the network to one safetensors file.
@@ -614,19 +632,20 @@ class HCNN(Cascade):
 
         Source: {ref}`sec-save`.
         """
+        check_choice("load", "engine", engine, ENGINES)
         about, tensors = _read(path)
+        kept = {k: about.get(k) for k in ("mean", "std", "class_names")}
         try:
             choices = {
                 name: tuple(value) if isinstance(value, list) else value
                 for name, value in about["config"].items()
             }
-            about["config"] = HCNNConfig(**choices)
+            network = cls(HCNNConfig(**choices), engine, **kept)
         except (AttributeError, TypeError, ValueError) as error:
             raise ValueError(
-                f"load: the configuration in {path} is not one of a "
-                f"network: {error}; save the network again"
+                f"load: the metadata in {path} is not that of a network: "
+                f"{error}; save the network again"
             ) from None
-        network = cls(engine=engine, **about)
         expected = {k: v.shape for k, v in network.state_dict().items()}
         found = {k: v.shape for k, v in tensors.items()}
         for key in sorted(expected.keys() | found.keys()):
@@ -674,7 +693,7 @@ def _read(path):
     return about, tensors
 
 
-# %% ../book/07-network.ipynb #ebb4e44f
+# %% ../book/07-network.ipynb #01919d01
 def invariant_shifts(config: HCNNConfig, j: int) -> dict[str, int]:
     """Shifts of x_j that leave the scores of a network unchanged.
 
@@ -686,7 +705,7 @@ def invariant_shifts(config: HCNNConfig, j: int) -> dict[str, int]:
         letter=step: the scores do not change when x_j is shifted along
         that axis by multiples of the step. An axis that is missing has no
         such shift. With periodic padding along h and w it holds for sizes
-        that are divisible by all strides.
+        that are divisible by the product of all strides, in `eval`.
 
     Raises:
         ValueError: a depth that there is not.
@@ -739,6 +758,13 @@ class FoldedConv5d(nn.Module):
         )
         return out + self.bias_map[..., None, None]
 
+    def extra_repr(self) -> str:
+        d, s1, s2 = self.weight.shape[:3]
+        return (
+            f"d={d}, support=({s1}, {s2}), stride={self.stride}, "
+            f"padding={self.padding!r}"
+        )
+
 
 class FoldedHCNN(Cascade):
     """A network with one filter a layer, for evaluation only.
@@ -757,17 +783,13 @@ class FoldedHCNN(Cascade):
     @torch.no_grad()
     def __init__(self, network: HCNN):
         config = network.config
-        if config.plus:
-            raise ValueError(
-                "fold: the layers of (+) have an ELU between their factors "
-                "and no filters; expected a plain network; use it unfolded"
-            )
         super().__init__(
             config, network.mean, network.std, network.class_names
         )
         for j in range(1, DEPTH):
-            operator = copy.deepcopy(getattr(network, f"W{j}"))
+            operator = getattr(network, f"W{j}")
             if j < 3:
+                operator = copy.deepcopy(operator)
                 weight, bias = operator.weight, operator.bias
             else:
                 weight, bias = fold(operator, config.K // 2, config.K)

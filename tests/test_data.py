@@ -1,9 +1,12 @@
 """Data sets, drawn shapes, augmentation, standardization."""
 
 import hashlib
+import http.client
 import io
 import math
 import pickle
+import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -51,6 +54,7 @@ def many():
 @pytest.fixture
 def no_data(monkeypatch):
     monkeypatch.delenv("HCNN_DATA", raising=False)
+    data_module._announce_shapes.cache_clear()  # a new process, so to say
 
 
 def random_images(*shape, seed=0):
@@ -132,6 +136,49 @@ def test_a_subset_larger_than_the_set_is_refused(shapes, which):
         shapes.subset(which)
 
 
+@pytest.mark.parametrize("n", [numpy.int64(5), numpy.uint8(5)])
+def test_an_integer_of_numpy_counts_like_any_other(
+    shapes, n, no_shape_checks
+):
+    assert torch.equal(shapes.subset(n).images, shapes.images[:5])
+
+
+def test_a_subset_of_one_index_is_a_batch_of_one(shapes):
+    for index in (7, -593):
+        one = shapes.subset(torch.tensor(index))
+        assert torch.equal(one.images, shapes.images[7:8])
+        assert one.labels.tolist() == [7]
+        assert one.factors["key"].shape == (1,)
+
+
+@pytest.mark.parametrize(
+    "which, fault",
+    [
+        ([3, 600], "index 600 is out of bounds"),
+        ([-601], "index -601 is out of bounds"),
+        (torch.tensor(600), "index 600 is out of bounds"),
+        (torch.tensor([True, False]), "mask"),
+        ([0.5], "tensors used as indices must be"),
+    ],
+)
+def test_indices_of_no_image_are_refused(
+    shapes, which, fault, no_shape_checks
+):
+    with pytest.raises(
+        ValueError,
+        match=rf"^subset: .*{fault}.*; expected indices of 600 images, -600 to 599, or a mask of all of them$",
+    ):
+        shapes.subset(which)
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_images_may_have_any_number_of_channels(channels):
+    data = small(images=random_images(6, channels, 5, 7))
+    assert data.mean.shape == data.std.shape == (channels,)
+    numbers = standardize(data.images, data.mean, data.std)
+    assert numbers.shape == data.images.shape
+
+
 # drawn shapes
 
 
@@ -195,6 +242,39 @@ def test_the_first_images_are_these(shapes):
     ]
     error = shapes.images[:10, :, 16, 14].int() - torch.tensor(known)
     assert error.abs().max() <= 1
+    factors = {name: v[:3] for name, v in shapes.factors.items()}
+    larger = draw_shapes(shapes.labels[:3], factors, 64)[:, :, 32, 29]
+    known = [[235, 64, 191], [44, 61, 161], [156, 253, 38]]
+    assert (larger.int() - torch.tensor(known)).abs().max() <= 1
+
+
+@pytest.mark.parametrize("size", [1, 3, 16, 33, 64])
+def test_images_of_any_size_show_the_same(shapes, size):
+    labels = shapes.labels[:20]
+    factors = {name: v[:20].clone() for name, v in shapes.factors.items()}
+    images = draw_shapes(labels, factors, size)
+    assert images.shape == (20, 3, size, size)
+    assert torch.equal(images, draw_shapes(labels, factors, size))
+    factors["noise"][:] = 0
+    images = draw_shapes(labels, factors, size).int()
+    whole = draw_shapes(labels, factors, size + 2).int()  # same centre
+    assert (images - whole[:, :, 1:-1, 1:-1]).abs().max() <= 1
+
+
+def test_the_noise_of_an_odd_size_is_the_beginning_of_all_the_noise():
+    # the last word has noise for two pixels, and one is drawn
+    labels = torch.zeros(1, dtype=torch.int64)
+    flat = dict.fromkeys(FACTORS, 0.3) | dict(size=1e-3, noise=0.1)
+    factors = {name: torch.tensor([v]) for name, v in flat.items()}
+    factors["key"] = torch.tensor([11])
+    noisy = draw_shapes(labels, factors, 33).flatten(2).double() / 255
+    plain = data_module._colours(numpy.array([0.3]), 0.5, 0.45)
+    words = data_module._random_words(numpy.array([11]), 1634, len(FACTORS))
+    noise = data_module._byte_sums(words)[0, : 3 * 33**2].reshape(3, -1)
+    expected = plain[0, :, 0] + 0.1 * (noise - 510.0) / 147.8
+    error = abs(noisy[0].numpy() - expected.clip(0, 1))
+    error[:, 33**2 // 2] = 0  # the dot that is left of the shape
+    assert error.max() < 0.51 / 255
 
 
 @pytest.mark.parametrize("name", FACTORS)
@@ -343,6 +423,11 @@ def test_shapes_refuse_what_they_cannot_draw(shapes, no_shape_checks):
         ValueError, match=r"the smallest size is 0; expected"
     ):
         redraw(shapes, 0, size=[5, 0])
+    with pytest.raises(
+        ValueError,
+        match=r"^draw_shapes: images of 0 x 0 pixels; expected at least 1 x 1",
+    ):
+        draw_shapes(shapes.labels, shapes.factors, 0)
 
 
 def test_redrawing_refuses_what_it_does_not_know(shapes):
@@ -377,6 +462,11 @@ def test_the_drawn_default_is_announced_in_one_line(no_data, capsys):
     assert capsys.readouterr().out == (
         "no data named (HCNN_DATA is not set): using shapes10, drawn images\n"
     )
+    load_dataset(split="test")  # once a process is enough
+    assert capsys.readouterr().out == ""
+
+
+def test_drawn_images_asked_for_are_not_announced(no_data, capsys):
     load_dataset("shapes10", "test")
     assert capsys.readouterr().out == ""
 
@@ -512,7 +602,9 @@ def test_what_is_there_is_not_downloaded_again(imitation, monkeypatch):
     load_dataset("cifar10", root=source, download=True)
 
 
-@pytest.mark.parametrize("fault", ["unreachable", "cut short"])
+@pytest.mark.parametrize(
+    "fault", ["unreachable", "cut short", "connection lost"]
+)
 @pytest.mark.parametrize("there", [True, False])
 def test_a_failed_download_leaves_nothing(
     imitation, tmp_path, monkeypatch, fault, there
@@ -523,6 +615,12 @@ def test_a_failed_download_leaves_nothing(
         root.mkdir(parents=True)
     if fault == "unreachable":
         monkeypatch.setattr(kind, "url", "http://127.0.0.1:9/x.tar.gz")
+    elif fault == "connection lost":
+
+        def lost(self):
+            raise http.client.IncompleteRead(b"half")
+
+        monkeypatch.setattr(kind, "download", lost)
     else:
         archive.write_bytes(archive.read_bytes()[:-50])
     with pytest.raises(
@@ -844,11 +942,29 @@ def test_a_broken_file_is_named(folder, ending, fault):
             load_dataset(folder, split)
         except ValueError as error:
             messages.append(str(error))
-    assert messages == [
-        f"load_dataset: {path} cannot be read as an image, it is cut short "
-        "or of another kind; expected a whole image of 8 or 16 bits a "
-        "channel; replace or remove it"
-    ]
+    (message,) = messages
+    assert re.fullmatch(
+        rf"load_dataset: {path} cannot be read as an image \(\w+\(.+\)\); "
+        "expected a whole image of 8 or 16 bits a channel; replace or "
+        "remove it",
+        message,
+    )
+
+
+@pytest.mark.parametrize(
+    "cause", [PermissionError("no right"), MemoryError]
+)
+def test_why_a_file_cannot_be_read_is_said(tmp_path, monkeypatch, cause):
+    def refuse(_):
+        raise cause
+
+    monkeypatch.setattr(Image, "open", refuse)
+    name = r"PermissionError\('no right'\)"
+    with pytest.raises(
+        ValueError,
+        match=rf"cannot be read as an image \(({name}|MemoryError\(\))\); exp",
+    ):
+        read(tmp_path / "x.png")
 
 
 def test_numbers_without_a_range_are_no_image(tmp_path):
@@ -884,6 +1000,52 @@ def test_folders_without_classes_or_images_are_refused(folder, tmp_path):
         match=rf"^load_dataset: the class folder {folder / 'cow'} holds one image; expected at least two",
     ):
         load_dataset(folder)
+
+
+@pytest.mark.parametrize("beside", [[], ["valid"], ["valid", "extra"]])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_a_folder_train_wants_its_counterpart(
+    folder, tmp_path, split, beside
+):
+    root = tmp_path / "flowers"
+    for name in ("train", *beside):
+        shutil.copytree(folder, root / name)
+    names = re.escape(repr(sorted(["train", *beside])))
+    with pytest.raises(
+        ValueError,
+        match=rf"^load_dataset: {root} has a folder train and none named test or val among {names}; expected both; rename or add one$",
+    ):
+        load_dataset(root, split)
+    shutil.copytree(folder, root / "val")
+    assert load_dataset(root, split).class_names == ("cat", "dog")
+
+
+def test_a_class_may_be_named_train(folder):
+    (folder / "dog").rename(folder / "train")  # as one of CIFAR-100's
+    assert load_dataset(folder).class_names == ("cat", "train")
+
+
+def test_what_is_hidden_is_passed_over(folder):
+    before = load_dataset(folder)
+    for place in (folder, folder / "cat"):
+        (place / ".ipynb_checkpoints").mkdir()
+        picture().save(place / ".ipynb_checkpoints" / "0-checkpoint.png")
+    (folder / ".cache").mkdir()
+    (folder / "dog" / "._1.png").write_bytes(b"no image")
+    after = load_dataset(folder)
+    assert after.class_names == ("cat", "dog")
+    assert torch.equal(after.images, before.images)
+    assert torch.equal(after.labels, before.labels)
+    load_dataset(folder.rename(folder.parent / ".own"))  # only inside it
+
+
+@pytest.mark.parametrize("size", [0, -3])
+def test_images_without_pixels_are_refused(folder, size):
+    with pytest.raises(
+        ValueError,
+        match=rf"^load_dataset: images of {size} x {size} pixels; expected at least 1 x 1; give a larger size$",
+    ):
+        load_dataset(folder, size=size)
 
 
 def test_a_file_is_no_folder(folder):
@@ -1046,6 +1208,25 @@ def test_standardization_refuses_what_is_not_bytes(no_shape_checks):
         ValueError, match=r"^standardize: images has 3 axes"
     ):
         standardize(random_images(3, 8, 8), one, one)
+    with pytest.raises(
+        ValueError, match=r"^standardize: mean has 0 axes, .* \(c\)"
+    ):
+        standardize(random_images(1, 3, 8, 8), torch.tensor(0.5), one)
+
+
+@pytest.mark.parametrize(
+    "channels, means, deviations",
+    [(1, 3, 3), (4, 3, 3), (3, 1, 1), (3, 3, 1), (3, 1, 3)],
+)
+def test_standardization_wants_a_mean_and_a_deviation_a_channel(
+    channels, means, deviations, no_shape_checks
+):
+    images = random_images(2, channels, 16, 16)
+    with pytest.raises(
+        ValueError,
+        match=rf"^standardize: images of {channels} channels, {means} means and {deviations} deviations; expected one for each channel; give those of images like these$",
+    ):
+        standardize(images, torch.zeros(means), torch.ones(deviations))
 
 
 # the module

@@ -192,6 +192,22 @@ def test_gradients_are_those_of_finite_differences():
     "call, words",
     [
         (lambda: layer(d=0), "d is 0; expected a positive integer"),
+        (
+            lambda: layer(support=7),
+            "support is 7; expected two odd integers",
+        ),
+        (
+            lambda: layer(support=(3, 5, 7)),
+            "support is (3, 5, 7); expected two odd integers",
+        ),
+        (
+            lambda: fold(layer(), 0, 4),
+            "fold: b is 0 and c is 4; expected the sizes",
+        ),
+        (
+            lambda: fold(layer(padding="periodic", support=(7, 7)), 2, 4),
+            "fold: a support of 7 along b would wrap twice around an axis of 2",
+        ),
         (lambda: layer(q=2.5), "q is 2.5; expected a positive integer"),
         (lambda: layer(support=(3, 4)), "the support along c is 4"),
         (

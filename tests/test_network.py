@@ -163,6 +163,30 @@ def test_images_are_standardized_with_the_kept_statistics():
     assert_close(own.standardize(white), torch.full((1, 3, 2, 2), 2.0))
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_standardized_images_have_the_type_of_the_network(dtype):
+    own = HCNN(preset("hcnn8-cifar10", Q=3), mean=[0.5] * 3, std=[0.25] * 3)
+    white = torch.full((2, 3, 8, 8), 255, dtype=torch.uint8)
+    assert own.to(dtype)(own.standardize(white)).dtype == dtype
+
+
+def test_a_network_folds_in_full_precision_under_autocast():
+    own = trained(network(dtype=torch.float64)).float()
+    with torch.autocast("cpu", torch.bfloat16):
+        folded = own.fold()
+    kinds = {value.dtype for value in folded.state_dict().values()}
+    assert kinds == {torch.float32}
+    x = images(own).float()
+    with torch.no_grad():
+        assert_close(folded(x), own(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_configuration_from_lists_is_the_same(no_shape_checks):
+    lists = HCNNConfig(support=[3, 7], spatial_strides=[4])
+    tuples = HCNNConfig(support=(3, 7), spatial_strides=(4,))
+    assert lists == tuples and hash(lists) == hash(tuples)
+
+
 def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
     own, path = network(), tmp_path / "a.safetensors"
     own.save(path)
@@ -191,7 +215,9 @@ def test_a_file_that_is_cut_short_is_refused(share, tmp_path):
     assert "\n" not in str(caught.value)
 
 
-def rewritten(path, change_tensors=None, change_config=None):
+def rewritten(
+    path, change_tensors=None, change_config=None, change_about=None
+):
     from safetensors import safe_open
     from safetensors.torch import save_file
 
@@ -200,6 +226,7 @@ def rewritten(path, change_tensors=None, change_config=None):
         tensors = {k: file.get_tensor(k) for k in file.keys()}
     (change_tensors or (lambda t: None))(tensors)
     (change_config or (lambda c: None))(about["config"])
+    (change_about or (lambda a: None))(about)
     save_file(tensors, path, {"hcnn": json.dumps(about)})
 
 
@@ -225,6 +252,14 @@ def rewritten(path, change_tensors=None, change_config=None):
         (
             dict(change_config=lambda c: c.update(colour=1)),
             "unexpected keyword argument 'colour'",
+        ),
+        (
+            dict(change_about=lambda a: a.update(mean="abc")),
+            "the metadata in",
+        ),
+        (
+            dict(change_about=lambda a: a.update(class_names=["one"])),
+            "class_names has 1 values; the configuration expects 10",
         ),
     ],
 )
@@ -332,7 +367,7 @@ def test_the_summary_adds_up():
         (
             ValueError,
             lambda: HCNNConfig(support=(7,)),
-            "support is (7,); expected two odd numbers",
+            "support is (7,); expected two odd integers",
         ),
         (
             ValueError,
@@ -348,7 +383,7 @@ def test_the_summary_adds_up():
         (
             ValueError,
             lambda: HCNNConfig(spatial_strides=(0, 5)),
-            "spatial_strides are (0, 5); expected depths from 1 to 11",
+            "spatial_strides are (0, 5); expected different depths from 1 to 11",
         ),
         (
             ValueError,
@@ -388,7 +423,7 @@ def test_the_summary_adds_up():
         (
             ValueError,
             lambda: network().layer(torch.zeros(1, 3, 8, 8), 13),
-            "depth 13; expected 0 (the images) to 12",
+            "depth 13; expected an integer from 0 (the images) to 12",
         ),
         (
             ValueError,
@@ -402,13 +437,53 @@ def test_the_summary_adds_up():
         ),
         (
             ValueError,
+            lambda: HCNNConfig(spatial_strides=(5, 5)),
+            "spatial_strides are (5, 5); expected different depths",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(spatial_strides=5),
+            "spatial_strides are 5; expected different depths",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(support=7),
+            "support is 7; expected two odd integers",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(support=(3.0, 7.0)),
+            "support is (3.0, 7.0); expected two odd integers",
+        ),
+        (
+            ValueError,
+            lambda: HCNN(HCNNConfig(), class_names=[]),
+            "class_names has 0 values; the configuration expects 10",
+        ),
+        (
+            ValueError,
+            lambda: network().layer(torch.zeros(1, 3, 8, 8), 3.0),
+            "layer: depth 3.0; expected an integer",
+        ),
+        (
+            TypeError,
+            lambda: network()([[0.0]]),
+            "HCNN: what came is a list; expected a torch.Tensor",
+        ),
+        (
+            ValueError,
+            lambda: HCNN.load("nowhere", engine="gpu"),
+            "load: engine is 'gpu'; expected one of 'auto'",
+        ),
+        (
+            ValueError,
             lambda: invariant_shifts(HCNNConfig(), 12),
             "depth 12; expected 0 to 11",
         ),
         (
             ValueError,
             lambda: network(plus=True).fold(),
-            "expected a plain network",
+            "expected a plain layer",
         ),
     ],
 )

@@ -32,7 +32,14 @@ pytestmark = pytest.mark.browser
 # Parts that stand out of the page, or that are cut: what scrolls inside a
 # box of its own (long displays, tables, code on a telephone) is neither.
 TOO_WIDE = """() => {
-  const inside = (e) => e.closest("mjx-container, pre, table, math");
+  // on a telephone a figure may scroll in a box of its own
+  const scrolls = (e) => ["auto", "scroll"].includes(
+    getComputedStyle(e).overflowX)
+    && e.getBoundingClientRect().right <= innerWidth + 1;
+  const boxed = (e) => e && e.tagName !== "ARTICLE"
+    && (scrolls(e) || boxed(e.parentElement));
+  const inside = (e) => e.closest("mjx-container, pre, table, math")
+    || (innerWidth < 600 && boxed(e.parentElement));
   const wide = [...document.querySelectorAll("article *")]
     .filter((e) => e.checkVisibility() && !inside(e))
     .filter((e) => e.getBoundingClientRect().right > innerWidth + 1)
