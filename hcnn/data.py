@@ -665,9 +665,8 @@ def load_dataset(
                 "32 x 32; leave size out, it is for a folder of images"
             )
         if name == "shapes10":
-            return shapes10(
-                {"train": 50_000, "test": 10_000}[split], 0, split
-            )
+            n = {"train": 50_000, "test": 10_000}[split]
+            return shapes10(n, 0, split)
         return _cifar(name, split, root, download)
     folder = Path(name).expanduser()
     if not folder.is_dir():

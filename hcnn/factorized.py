@@ -170,9 +170,9 @@ class FactorizedConv5d(nn.Module):
 
     Raises:
         ValueError: a support that is not two odd integers, an unknown
-            padding, sizes that are no positive integers; on a call, an input without six axes, fewer
-            than two values to normalize, or a support that would wrap
-            twice.
+            padding, sizes that are no positive integers; on a call, an
+            input without six axes, fewer than two values to normalize, or
+            a support that would wrap twice.
 
     Source: {ref}`sec-factorized`; the paper, section 4.2 and equation (8).
     """
