@@ -349,7 +349,7 @@ class Cascade(nn.Module):
         return standardize(images, mean, std).to(self.W1.weight.dtype)
 
     def step(self, x: Tensor, j: int) -> Tensor:
-        """x_j from x_{j-1}, with its ELU; the last step is the mean."""
+        """$x_j$ from $x_{j-1}$, with its ELU; the last step is the mean."""
         if j == DEPTH:
             scores = x.mean((A_AXIS, B_AXIS, H_AXIS, W_AXIS))
             return self.W12(scores) if hasattr(self, "W12") else scores
@@ -495,11 +495,11 @@ class HCNN(Cascade):
     def parameter_count(self, folded: bool = True) -> int:
         """Parameters as the paper counts them.
 
-        All kernels of W_1 to W_11, no bias, no normalization parameters;
+        All kernels of $W_1$ to $W_{11}$, no bias, no normalization parameters;
         a dense head with its bias.
 
         Args:
-            folded: count the filters w_{v_j} of W_3 to W_11 (the paper's
+            folded: count the filters $w_{v_j}$ of $W_3$ to $W_{11}$ (the paper's
                 number for the plain network); otherwise their factors,
                 which are what is trained. The variant (+) has no filters,
                 and counts its factors either way.
@@ -563,7 +563,7 @@ class HCNN(Cascade):
 
         Returns:
             A new network for evaluation only, of the same scores, with
-            the filters w_{v_j} of {ref}`sec-fold`.
+            the filters $w_{v_j}$ of {ref}`sec-fold`.
 
         Raises:
             ValueError: the variant (+), whose layers have no filters.
