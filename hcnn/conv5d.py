@@ -150,10 +150,11 @@ def check_support(
     check_choice(function, "padding", padding, PADDINGS)
     for letter, (support, size) in axes.items():
         if support < 1 or support % 2 == 0:
+            near = max(support - 1, 1)
             raise ValueError(
                 f"{function}: the support along {letter} is {support}; "
                 "expected an odd number, so that a window has a centre; "
-                f"take {max(support - 1, 1)} or {support + 1}"
+                f"take {near} or {near + 2}"
             )
         if padding == "periodic" and support // 2 > size:
             raise ValueError(

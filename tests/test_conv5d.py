@@ -161,6 +161,14 @@ def test_products_are_counted_as_the_convolution_makes_them(size, support):
     )
 
 
+@pytest.mark.parametrize("padding", ["zero", "periodic"])
+def test_a_bias_is_added_to_every_sample_of_its_channel(padding):
+    x, weight, bias = randn(2, 3, 4, 5), randn(4, 3, 3, 3), randn(4, seed=1)
+    plain = centred_conv2d(x, weight, padding=padding)
+    out = centred_conv2d(x, weight, bias, padding=padding)
+    assert_close(out, plain + bias[:, None, None])
+
+
 def test_sizes_are_those_of_the_paper():
     rows = layer_sizes()
     assert [r[1:6] for r in rows[:4]] == [
@@ -200,6 +208,36 @@ def test_cost_is_that_of_the_layers_as_run():
         made = attribute_conv5d(ones, filters, padding=padding).sum()
         assert costs[4].multiply_adds == 9 * row.c * made
         assert costs[4].factor_values == 5 * before.b * before.c * 144
+
+
+def test_each_figure_of_the_cost_is_the_product_of_its_sizes():
+    """Periodic padding counts all pairs: the figures are products."""
+    choices = dict(classes=5, K=8, support=(3, 7), channels=2)
+    rows = layer_sizes((20, 12), **choices)
+    costs = layer_cost((20, 12), **choices, Q=5, padding="periodic")
+    assert [cost.values for cost in costs] == [row.values for row in rows]
+    assert costs[0].values == 2 * 20 * 12 and costs[12].values == 5
+    assert rows[4].values == 2 * 4 * 8 * 20 * 12
+    assert rows[1].parameters == 9 * 2 * 8
+    assert rows[2].parameters == 9 * 7 * 8
+    assert costs[1][1:] == (9 * 2 * 8 * 240, 8 * 240, 144, 9 * 16 * 240, 0)
+    second = 9 * 8 * 7 * 4 * 240
+    assert costs[2][1:] == (second, 4 * 8 * 240, 504, second, 0)
+    pairs = 2 * 3 * 4 * 7  # windows and taps along b, then c
+    between = 5 * 4 * 8 * 240
+    assert costs[4][1:] == (
+        9 * 8 * pairs * 240,
+        rows[4].values,
+        5 * (9 + 8 * 3 * 7),
+        9 * between + 5 * 8 * pairs * 240,
+        between,
+    )
+
+
+def test_sizes_and_cost_are_by_default_those_of_one_network():
+    sizes, cost = layer_sizes(), layer_cost()
+    assert [row.values for row in sizes] == [c.values for c in cost]
+    assert [row.j for row in sizes if row.stride == 2] == [5, 9]
 
 
 def test_odd_images_have_planes_rounded_up():
@@ -249,6 +287,32 @@ LAYER = torch.zeros(1, 1, 4, 4, 2, 2)
             "a support of 11 along c would wrap twice around an axis of 4; expected at most 9",
         ),
         (
+            lambda: attribute_conv5d(LAYER, torch.zeros(2, 3, 3, 5, 3)),
+            "(2, 3, 3, 5, 3); expected (d, s1, s2, 3, 3)",
+        ),
+        (
+            lambda: attribute_conv5d(
+                LAYER, torch.zeros(2, 3, 3, 3, 3), stride=1.5
+            ),
+            "stride is 1.5; expected a positive integer",
+        ),
+        (
+            lambda: products(4, 3, "same"),
+            "products: padding is 'same'; expected one of",
+        ),
+        (
+            lambda: layer_sizes(support=7),
+            "layer_sizes: support is 7; expected two odd integers",
+        ),
+        (
+            lambda: layer_sizes(K=0),
+            "K is 0; expected a positive multiple of 4",
+        ),
+        (
+            lambda: layer_sizes(K=8.0),
+            "K is 8.0; expected a positive multiple of 4",
+        ),
+        (
             lambda: layer_sizes(K=10),
             "K is 10; expected a positive multiple of 4",
         ),
@@ -279,3 +343,10 @@ def test_a_tap_that_reads_nothing_is_named_in_a_warning():
         UserWarning, match=r"of 7 taps along b, the taps \[0\]"
     ):
         attribute_conv5d(LAYER, torch.zeros(2, 7, 3, 3, 3))
+
+
+def test_a_support_longer_than_the_axis_is_taken_with_zeros_around():
+    x, weight = randn(1, 2, 1, 4, 2, 2), randn(2, 5, 3, 3, 3, seed=1)
+    with pytest.warns(UserWarning, match=r"\[0, 1, 3, 4\] never meet"):
+        out = attribute_conv5d(x, weight)
+    assert_close(out, attribute_conv5d(x, weight[:, 2:3]))

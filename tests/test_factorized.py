@@ -62,6 +62,15 @@ def test_two_steps_are_the_direct_layer(padding, stride, shape):
     assert relative_error(steps, direct) < 1e-12
 
 
+@pytest.mark.parametrize("padding", ["zero", "periodic"])
+def test_a_bias_is_added_to_every_value_of_its_channel(padding):
+    y, own = randn(2, 4, 6, 6, 3, 5), layer()
+    bias = randn(3, seed=1)
+    plain = attribute_step(y, own.attribute, padding=padding)
+    out = attribute_step(y, own.attribute, bias, padding=padding)
+    assert_close(out, plain + bias[:, None, None])
+
+
 @GRID
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_trained_layer_folds_into_filter_and_bias_map(
@@ -166,12 +175,35 @@ def test_parameters_and_buffers_have_the_names_others_rely_on():
     assert plus["scale"].shape == plus["shift"].shape == (6,)
 
 
+def test_a_fresh_layer_normalizes_by_nothing_and_shifts_by_nothing():
+    fresh = layer(plus=True).state_dict()
+    for name in ("running_var", "scale"):
+        assert fresh[name].eq(1).all(), name
+    for name in ("running_mean", "shift", "bias"):
+        assert fresh[name].eq(0).all(), name
+    assert EPS == 1e-5  # of the paper
+
+
+def test_normalize_trains_unless_told_otherwise():
+    y, mean = randn(2, 4, 5, 3, 6, 7), torch.zeros(3).double()
+    normalize(y, mean, torch.ones(3).double())
+    assert mean.ne(0).all()
+
+
+def test_the_description_of_a_layer_tells_its_choices():
+    assert layer().extra_repr() == (
+        "d=3, q=6, support=(3, 5), stride=1, padding='zero', plus=False, "
+        "bias=True"
+    )
+
+
 def test_a_fresh_layer_keeps_the_scale():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         own = FactorizedConv5d(16, 32, (7, 11), padding="periodic")
     x = torch.randn(2, 4, 8, 16, 4, 4, generator=rng(0))
     assert 0.7 < own(x).std() < 1.4
+    assert 0.8 < 3 * own.spatial.std() < 1.2
 
 
 def test_gradients_are_those_of_finite_differences():
@@ -207,6 +239,10 @@ def test_gradients_are_those_of_finite_differences():
         (
             lambda: fold(layer(padding="periodic", support=(7, 7)), 2, 4),
             "fold: a support of 7 along b would wrap twice around an axis of 2",
+        ),
+        (
+            lambda: fold(layer(), 4, 0),
+            "fold: b is 4 and c is 0; expected the sizes",
         ),
         (lambda: layer(q=2.5), "q is 2.5; expected a positive integer"),
         (lambda: layer(support=(3, 4)), "the support along c is 4"),

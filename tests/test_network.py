@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 
 import pytest
@@ -9,11 +10,13 @@ import torch
 from torch.testing import assert_close
 
 from hcnn.axes import axis
-from hcnn.conv5d import layer_sizes
+from hcnn.conv5d import layer_cost, layer_sizes
+from hcnn.factorized import EPS
 from hcnn.groups import invariance_error
 from hcnn.network import (
     HCNN,
     HCNNConfig,
+    OutputNorm,
     invariant_shifts,
     preset,
 )
@@ -83,7 +86,11 @@ def test_parts_make_the_whole(kind):
             if 0 < j < 12:
                 assert x_j.shape[-2:] == (row.h, row.w)
                 assert x_j[0].numel() == row.values
+                large = own.step(1e3 * own.layer(x, j - 1), j)
+                assert large.min() >= -1, f"no ELU at {j}"
     assert own(x).shape == (2, own.config.classes)
+    mean = own.layer(x, 11).mean((1, 2, 4, 5))
+    assert_close(own(x), own.W12(mean) if hasattr(own, "W12") else mean)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 16)])
@@ -106,7 +113,10 @@ def test_just_the_shifts_of_the_proposition_leave_the_scores(
             if letter == "c" and j in (0, 11):
                 continue  # colours and classes are no attributes
             size = x_j.shape[axis(letter, x_j.ndim)]
-            step = invariant_shifts(own.config, j).get(letter)
+            shifts = invariant_shifts(own.config, j)
+            assert shifts.get("w") == shifts.get("h")
+            assert set(shifts) <= set("abchw"[-(x_j.ndim - 1) :])
+            step = shifts.get(letter)
             for shift in range(1, size):
                 error = invariance_error(
                     lambda y: own.from_layer(y, j), x_j, [{letter: shift}]
@@ -125,7 +135,10 @@ def test_a_folded_network_gives_the_same_scores(kind):
     assert not any(p.requires_grad for p in folded.parameters())
     with pytest.raises(ValueError, match="cannot be trained"):
         folded.train()
-    assert own.W3.spatial.requires_grad  # the network stays as it was
+    assert not any(m.training for m in folded.modules())
+    assert not folded(x).requires_grad
+    # the network stays as it was
+    assert all(p.requires_grad for p in own.parameters())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -134,6 +147,40 @@ def test_activations_keep_their_scale(kind):
     x = images(own, 8, (16, 16))
     scales = [own.layer(x, j).std().item() for j in range(1, 12)]
     assert 1 / 4 < min(scales) <= max(scales) < 2, scales
+
+
+@pytest.mark.parametrize("normalized", [True, False])
+def test_a_layer_has_a_bias_unless_it_is_normalized(normalized):
+    kept = network(output_norm=normalized).state_dict()
+    assert sum(f"W{j}.bias" in kept for j in range(1, 12)) == (
+        0 if normalized else 11
+    )
+
+
+@pytest.mark.parametrize("channels", [1, 3, 12])
+def test_first_filters_start_with_the_scale_of_their_inputs(channels):
+    own = network(K=16, support=(7, 11), channels=channels)
+    for weight, inputs in (
+        (own.W1.weight, 9 * channels),
+        (own.W2.weight, 9 * 11),
+    ):
+        assert 0.8 < weight.std() * inputs**0.5 < 1.2
+
+
+def test_a_normalized_output_has_the_shift_and_scale_it_was_given():
+    norm = OutputNorm(3).double()
+    x = torch.randn(4, 2, 3, 5, 6, generator=rng(0), dtype=torch.float64)
+    shift, scale = torch.tensor([[1.0, -2, 0], [2, 0.5, 3]]).double()
+    norm.load_state_dict(dict(shift=shift, scale=scale), strict=False)
+    out = norm(3 * x + 1)
+    over = (0, 1, 3, 4)
+    assert_close(out.mean(over), shift)
+    assert_close(out.std(over, correction=0), scale, rtol=1e-5, atol=0)
+    kept = norm.state_dict()
+    mean, var = kept["running_mean"], kept["running_var"]
+    expected = (x - mean[:, None, None]) / (var[:, None, None] + EPS).sqrt()
+    expected = expected * scale[:, None, None] + shift[:, None, None]
+    assert_close(norm.eval()(x), expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -155,6 +202,16 @@ def test_a_saved_network_is_the_same_network(kind, dtype, tmp_path):
     with torch.no_grad():
         assert torch.equal(again(x), own(x))
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_folded_network_keeps_names_and_statistics_and_moves_whole():
+    kept = dict(mean=[0.5] * 3, std=[0.25] * 3, class_names=range(10))
+    folded = HCNN(preset("hcnn8-cifar10", Q=3), **kept).fold()
+    assert folded.mean == (0.5,) * 3 and folded.std == (0.25,) * 3
+    assert folded.class_names == tuple("0123456789")
+    x = images(folded)
+    assert folded.double()(x).dtype == x.dtype
+    assert folded.W3.bias_map.dtype == x.dtype
 
 
 def test_images_are_standardized_with_the_kept_statistics():
@@ -200,6 +257,36 @@ def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
         network(seed=1).save(path)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == ["a.safetensors"]
+
+
+def test_a_file_is_whole_on_the_disk_before_it_gets_its_name(
+    tmp_path, monkeypatch
+):
+    own, path, synced = network(), tmp_path / "a.safetensors", []
+
+    def fsync(number):
+        assert not path.exists()
+        synced.append(os.fstat(number).st_size)
+
+    def rename(old, new):
+        assert synced == [old.stat().st_size]
+        assert old.parent == new.parent and new == path
+        replace(old, new)
+        synced.append("renamed")
+
+    replace = os.replace
+    monkeypatch.setattr("os.fsync", fsync)
+    monkeypatch.setattr("os.replace", rename)
+    own.save(path)
+    assert synced == [path.stat().st_size, "renamed"]
+
+
+def test_a_network_in_channels_last_memory_is_saved_too(tmp_path):
+    own, path = network().eval(), tmp_path / "a.safetensors"
+    own.to(memory_format=torch.channels_last).save(path)
+    x, again = images(own), HCNN.load(path, engine="factorized")
+    assert_close(again(x), own(x))
+    assert again.engine == "factorized"
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
@@ -254,6 +341,10 @@ def rewritten(
             "unexpected keyword argument 'colour'",
         ),
         (
+            dict(change_about=lambda a: a.update(config=3)),
+            "is not that of a network",
+        ),
+        (
             dict(change_about=lambda a: a.update(mean="abc")),
             "the metadata in",
         ),
@@ -281,8 +372,17 @@ def test_a_file_of_something_else_is_refused(tmp_path):
     save_file({"x": torch.ones(2)}, tmp_path / "a.safetensors")
     with pytest.raises(ValueError, match="holds no configuration"):
         HCNN.load(tmp_path / "a.safetensors")
-    with pytest.raises(FileNotFoundError, match=r"no file .*; expected"):
-        HCNN.load(tmp_path / "b.safetensors")
+    for metadata in ({"hcnn": "{}"}, {"hcnn": "{"}, {"hcnn": "[]"}):
+        save_file(
+            {"x": torch.ones(2)}, tmp_path / "a.safetensors", metadata
+        )
+        with pytest.raises(ValueError, match="holds no configuration"):
+            HCNN.load(tmp_path / "a.safetensors")
+    for path in (tmp_path / "b.safetensors", tmp_path):
+        with pytest.raises(
+            FileNotFoundError, match=r"no file .*; expected"
+        ):
+            HCNN.load(path)
     with pytest.raises(FileNotFoundError, match="no folder"):
         network().save(tmp_path / "none" / "a.safetensors")
 
@@ -334,6 +434,19 @@ def test_the_summary_adds_up():
     assert "97,650" in own.summary() and "344,640" in own.summary()
 
 
+@pytest.mark.parametrize("plus", [False, True])
+def test_the_summary_tells_the_cost_of_its_own_configuration(plus):
+    own = network(padding="periodic", plus=plus)
+    costs = layer_cost(12, **own.config.geometry, Q=3, padding="periodic")
+    rows = own.summary(12).splitlines()[1:-1]
+    for row, cost in zip(rows, costs[1:-1], strict=True):
+        work = cost.multiply_adds
+        if plus and cost.j > 2:
+            work = cost.factor_multiply_adds
+        factors = cost.factor_parameters
+        assert row.split()[-2:] == [f"{factors:,d}", f"{work:,d}"]
+
+
 @pytest.mark.parametrize(
     "error, call, words",
     [
@@ -359,6 +472,40 @@ def test_the_summary_adds_up():
             "Q is 0; expected a positive integer",
         ),
         (ValueError, lambda: HCNNConfig(classes=0), "classes is 0"),
+        (ValueError, lambda: HCNNConfig(channels=0), "channels is 0"),
+        (ValueError, lambda: HCNNConfig(Q=2.5), "Q is 2.5; expected"),
+        (
+            ValueError,
+            lambda: HCNNConfig(support=(-1, 7)),
+            "along b is -1; expected an odd number, so that a window has a centre; take 1 or",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(spatial_strides=(5, 12)),
+            "spatial_strides are (5, 12); expected different depths",
+        ),
+        (
+            ValueError,
+            lambda: HCNN(HCNNConfig(), std=[0.5]),
+            "std has 1 values; the configuration expects 3",
+        ),
+        (
+            ValueError,
+            lambda: HCNN(HCNNConfig(), mean=[0.5] * 3).standardize(
+                torch.zeros(1, 3, 2, 2).byte()
+            ),
+            "this network has no mean and std",
+        ),
+        (
+            ValueError,
+            lambda: network().from_layer(torch.zeros(1, 3, 8, 8), 0.0),
+            "from_layer: depth 0.0; expected an integer",
+        ),
+        (
+            ValueError,
+            lambda: network(head="dense").from_layer(torch.zeros(1, 8), 12),
+            "x_12 of this network has (n, 10)",
+        ),
         (
             ValueError,
             lambda: HCNNConfig(support=(7, 10)),
@@ -419,6 +566,11 @@ def test_the_summary_adds_up():
             ValueError,
             lambda: network()(torch.zeros(3, 8, 8)),
             "the array has shape (3, 8, 8); x_0",
+        ),
+        (
+            ValueError,
+            lambda: network()(torch.zeros(1, 3, 8, 8, 2)),
+            "the array has shape (1, 3, 8, 8, 2); x_0",
         ),
         (
             ValueError,
