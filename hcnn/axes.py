@@ -1,8 +1,9 @@
 """Axis names, shape checks and the pattern of error messages.
 
-One layout everywhere: ``n a b c h w`` is batch, v_{j-2}, v_{j-1}, v_j, u1,
-u2 ({ref}`sec-axes`). Layers with fewer attributes drop ``a`` first, then
-``b``, so counted from the end an axis has the same number at every depth.
+One layout everywhere: ``n a b c h w`` is batch, $v_{j-2}$, $v_{j-1}$,
+$v_j$, $u_1$, $u_2$ ({ref}`sec-axes`). Layers with fewer attributes drop
+``a`` first, then ``b``, so counted from the end an axis has the same
+number at every depth.
 """
 
 from torch import Tensor

@@ -296,7 +296,7 @@ def layer_sizes(
         channels: colours of the image.
 
     Returns:
-        One row a layer. `parameters` are those of all kernels w_{v_j}
+        One row a layer. `parameters` are those of all kernels $w_{v_j}$
         of W_j, without bias: the paper's counting.
 
     Raises:

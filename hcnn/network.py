@@ -57,7 +57,7 @@ class HCNNConfig:
         classes: number of classes.
         K: values of an attribute when it is made, a multiple of 4.
         Q: factors of a filter while training.
-        support: of the filters along (v_{j-2}, v_{j-1}), odd.
+        support: of the filters along $(v_{j-2}, v_{j-1})$, odd.
         padding: "zero" or "periodic", on every axis.
         spatial_strides: depths j at which W_j has stride 2 along h, w.
         plus: the variant (+), an ELU between the factors.

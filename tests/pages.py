@@ -13,7 +13,7 @@ VOID = {"area", "base", "br", "col", "embed", "hr", "img", "input", "link"}
 VOID |= {"meta", "source", "track", "wbr"}
 UNSEEN = {"script", "style", "pre", "code", "title", "template"}
 RAW = re.compile(
-    r"\$\$|\$\\|\\[({\[]|\\[a-zA-Z]{2,}|Traceback|"
+    r"\$\$|\$\\|\\[({\[]|\\[a-zA-Z]{2,}|\w_\{|Traceback|"
     r"\{(?:ref|eq|doc|numref|cite|prf:ref|glue)[^}]*\}"
 )
 

@@ -536,6 +536,7 @@ def test_the_built_book_is_not_older_than_its_sources():
         ('<img src="gone.png" alt="x">', "dead_ends"),
         ("<p>so $$ x $$</p>", "raw_markup"),
         ("<p>where \\frac12</p>", "raw_markup"),
+        ("<p>along v_{j-2}</p>", "raw_markup"),
         ("<p>see {ref}`sec`</p>", "raw_markup"),
         ("<div>Traceback (most recent call last)</div>", "raw_markup"),
         ('<img src="page.html">', "nameless_images"),
