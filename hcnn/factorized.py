@@ -123,7 +123,9 @@ def normalize(
 
     Source: {ref}`sec-normalization`, {eq}`eq-normalized`.
     """
-    planes = y.flatten(0, 2)
+    # h and w as one axis: of a single plane with both, PyTorch 2.13 takes
+    # a gradient with `q` last in memory for one with `q` first
+    planes = y.flatten(0, 2).flatten(2)
     if training and planes.numel() < 2 * planes.shape[1]:
         raise ValueError(
             f"normalize: y has shape {tuple(y.shape)}, fewer than two "

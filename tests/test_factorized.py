@@ -1,5 +1,7 @@
 """Factorized layers: two steps, the statistics between them, folding."""
 
+from math import prod
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -218,6 +220,34 @@ def test_gradients_are_those_of_finite_differences():
 
     values = [getattr(own, n).detach().requires_grad_() for n in names]
     assert torch.autograd.gradcheck(run, (x, *values))
+
+
+@pytest.mark.parametrize("padding", ["zero", "periodic"])
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize(
+    "n, b, c, q, h, w",
+    [
+        (*planes, *sizes)
+        for planes in [(1, 1, 1), (2, 1, 1), (1, 3, 1), (1, 1, 3)]
+        for sizes in [(2, 2, 3), (2, 1, 3), (1, 3, 1), (3, 1, 1)]
+        if prod(planes + sizes[1:]) > 2  # two leave nothing but a sign
+    ],
+)
+def test_gradients_are_right_where_axes_have_one_value(
+    n, b, c, q, h, w, padding, plus, training
+):
+    support = (1, 1) if padding == "zero" else (3, 1)
+    own = layer(d=2, q=q, support=support, padding=padding, plus=plus)
+    own.train(training)
+    x = randn(n, 1, b, c, h, w, seed=1).requires_grad_()
+    names = [name for name, _ in own.named_parameters()]
+
+    def run(x, *values):
+        parameters = dict(zip(names, values, strict=True))
+        return torch.func.functional_call(own, parameters, (x,))
+
+    assert torch.autograd.gradcheck(run, (x, *own.parameters()))
 
 
 @pytest.mark.parametrize(
