@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -
 # One process a core, one thread a process: more threads than cores only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
 
-.PHONY: help book test check chapters lab install clean
+.PHONY: help book test check chapters bench lab install clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -40,6 +40,9 @@ chapters: $(READY) ## after an edit of book/NN-name.md: update, export, execute,
 	$(BIN)/python tools/chapters.py $(ONLY) || status=1; \
 	$(BIN)/python tools/readme_figure.py || status=1; \
 	exit $$status
+
+bench: $(READY) ## measure speed and memory into results/, in hours (ONLY=must-show: minutes)
+	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 lab: $(LAB) ## open the chapters live in JupyterLab
 	$(BIN)/python -m jupyter lab book/

@@ -206,6 +206,158 @@ d = {
                 "hcnn/factorized.py",
             ),
         },
+        "hcnn.fused": {
+            "hcnn.fused._Banded": (
+                "05-fused.html#_banded",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Banded.backward": (
+                "05-fused.html#_banded.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Banded.forward": (
+                "05-fused.html#_banded.forward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Blocks": (
+                "05-fused.html#_blocks",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Blocks.slices": (
+                "05-fused.html#_blocks.slices",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Blocks.taps": (
+                "05-fused.html#_blocks.taps",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Moments": (
+                "05-fused.html#_moments",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Moments.backward": (
+                "05-fused.html#_moments.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Moments.forward": (
+                "05-fused.html#_moments.forward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Part": ("05-fused.html#_part", "hcnn/fused.py"),
+            "hcnn.fused._Plus": ("05-fused.html#_plus", "hcnn/fused.py"),
+            "hcnn.fused._Plus.backward": (
+                "05-fused.html#_plus.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Plus.forward": (
+                "05-fused.html#_plus.forward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._StridedMoments": (
+                "05-fused.html#_stridedmoments",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._StridedMoments.backward": (
+                "05-fused.html#_stridedmoments.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._StridedMoments.forward": (
+                "05-fused.html#_stridedmoments.forward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._add_edges": (
+                "05-fused.html#_add_edges",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._assembly": (
+                "05-fused.html#_assembly",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._check_finite": (
+                "05-fused.html#_check_finite",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._check_geometry": (
+                "05-fused.html#_check_geometry",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._check_layer": (
+                "05-fused.html#_check_layer",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._compute_type": (
+                "05-fused.html#_compute_type",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._dot": ("05-fused.html#_dot", "hcnn/fused.py"),
+            "hcnn.fused._edges": ("05-fused.html#_edges", "hcnn/fused.py"),
+            "hcnn.fused._elu_backward_": (
+                "05-fused.html#_elu_backward_",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._factor_outputs": (
+                "05-fused.html#_factor_outputs",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._filters": (
+                "05-fused.html#_filters",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._give": ("05-fused.html#_give", "hcnn/fused.py"),
+            "hcnn.fused._laps": ("05-fused.html#_laps", "hcnn/fused.py"),
+            "hcnn.fused._parts": ("05-fused.html#_parts", "hcnn/fused.py"),
+            "hcnn.fused._patches": (
+                "05-fused.html#_patches",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._planes": (
+                "05-fused.html#_planes",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._products": (
+                "05-fused.html#_products",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._refuse_second_derivatives": (
+                "05-fused.html#_refuse_second_derivatives",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._side_by_side": (
+                "05-fused.html#_side_by_side",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._take": ("05-fused.html#_take", "hcnn/fused.py"),
+            "hcnn.fused._unwrap": (
+                "05-fused.html#_unwrap",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._wrap": ("05-fused.html#_wrap", "hcnn/fused.py"),
+            "hcnn.fused.band": ("05-fused.html#band", "hcnn/fused.py"),
+            "hcnn.fused.banded_conv2d": (
+                "05-fused.html#banded_conv2d",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.batch_kernel": (
+                "05-fused.html#batch_kernel",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.fused_conv5d": (
+                "05-fused.html#fused_conv5d",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.lean_plus": (
+                "05-fused.html#lean_plus",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.normalized_factors": (
+                "05-fused.html#normalized_factors",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.patch_moments": (
+                "05-fused.html#patch_moments",
+                "hcnn/fused.py",
+            ),
+        },
         "hcnn.groups": {
             "hcnn.groups.GroupError": (
                 "01-groups.html#grouperror",
@@ -279,6 +431,10 @@ d = {
                 "07-network.html#cascade._run",
                 "hcnn/network.py",
             ),
+            "hcnn.network.Cascade.about": (
+                "07-network.html#cascade.about",
+                "hcnn/network.py",
+            ),
             "hcnn.network.Cascade.forward": (
                 "07-network.html#cascade.forward",
                 "hcnn/network.py",
@@ -289,6 +445,10 @@ d = {
             ),
             "hcnn.network.Cascade.layer": (
                 "07-network.html#cascade.layer",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.Cascade.save": (
+                "07-network.html#cascade.save",
                 "hcnn/network.py",
             ),
             "hcnn.network.Cascade.standardize": (
@@ -311,28 +471,20 @@ d = {
                 "07-network.html#firstconv.forward",
                 "hcnn/network.py",
             ),
-            "hcnn.network.FoldedConv5d": (
-                "07-network.html#foldedconv5d",
-                "hcnn/network.py",
-            ),
-            "hcnn.network.FoldedConv5d.__init__": (
-                "07-network.html#foldedconv5d.__init__",
-                "hcnn/network.py",
-            ),
-            "hcnn.network.FoldedConv5d.extra_repr": (
-                "07-network.html#foldedconv5d.extra_repr",
-                "hcnn/network.py",
-            ),
-            "hcnn.network.FoldedConv5d.forward": (
-                "07-network.html#foldedconv5d.forward",
-                "hcnn/network.py",
-            ),
             "hcnn.network.FoldedHCNN": (
                 "07-network.html#foldedhcnn",
                 "hcnn/network.py",
             ),
             "hcnn.network.FoldedHCNN.__init__": (
                 "07-network.html#foldedhcnn.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedHCNN.filters": (
+                "07-network.html#foldedhcnn.filters",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.FoldedHCNN.step": (
+                "07-network.html#foldedhcnn.step",
                 "hcnn/network.py",
             ),
             "hcnn.network.FoldedHCNN.train": (
@@ -359,8 +511,8 @@ d = {
                 "07-network.html#hcnn.parameter_count",
                 "hcnn/network.py",
             ),
-            "hcnn.network.HCNN.save": (
-                "07-network.html#hcnn.save",
+            "hcnn.network.HCNN.step": (
+                "07-network.html#hcnn.step",
                 "hcnn/network.py",
             ),
             "hcnn.network.HCNN.summary": (
@@ -403,16 +555,64 @@ d = {
                 "07-network.html#secondconv.forward",
                 "hcnn/network.py",
             ),
+            "hcnn.network._compare": (
+                "07-network.html#_compare",
+                "hcnn/network.py",
+            ),
             "hcnn.network._read": (
                 "07-network.html#_read",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.choose_engine": (
+                "07-network.html#choose_engine",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.description": (
+                "07-network.html#description",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.export_onnx": (
+                "07-network.html#export_onnx",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.fast_step": (
+                "07-network.html#fast_step",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.folded_conv2d": (
+                "07-network.html#folded_conv2d",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.folded_filters": (
+                "07-network.html#folded_filters",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.forget": (
+                "07-network.html#forget",
                 "hcnn/network.py",
             ),
             "hcnn.network.invariant_shifts": (
                 "07-network.html#invariant_shifts",
                 "hcnn/network.py",
             ),
+            "hcnn.network.lift": (
+                "07-network.html#lift",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.load_network": (
+                "07-network.html#load_network",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.plain_conv2d": (
+                "07-network.html#plain_conv2d",
+                "hcnn/network.py",
+            ),
             "hcnn.network.preset": (
                 "07-network.html#preset",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.save_network": (
+                "07-network.html#save_network",
                 "hcnn/network.py",
             ),
         },

@@ -22,7 +22,8 @@ LEVELS = (
     {"training"},
     {"baselines", "translations"},
     {"figures", "widgets", "bench"},
-    {"cli", "__main__"},
+    {"cli"},
+    {"__main__"},
 )
 LEVEL = {name: i for i, names in enumerate(LEVELS) for name in names}
 EXEMPT = {"_modidx"}  # nbdev's index
@@ -31,6 +32,7 @@ ALWAYS = {"torch", "numpy", "safetensors", "jaxtyping"}
 TOP = {
     "figures": ALWAYS | {"matplotlib"},
     "widgets": ALWAYS | {"ipywidgets", "PIL"},
+    "cli": ALWAYS | {"tyro"},
 }
 
 
@@ -126,6 +128,9 @@ def test_exported_cells_never_import_figures_or_widgets(path):
         ("data", "def f():\n    import torchvision.io", "hcnn.vision"),
         ("vision", "import torchvision", "inside a function"),
         ("network", "import matplotlib.pyplot as plt", "at its top"),
+        ("network", "import onnxscript", "at its top"),
+        ("training", "import tyro", "at its top"),
+        ("bench", "from .cli import main", "upwards"),
         (
             "data",
             "try:\n    import PIL\nexcept ImportError: pass",
@@ -149,7 +154,7 @@ def test_the_check_complains_about(tmp_path, name, text, complaint):
             "from .axes import axis\nimport torch.nn.functional as F",
         ),
         ("vision", "def f():\n    import torchvision.datasets"),
-        ("cli", "from hcnn.figures import canvas\nimport argparse"),
+        ("cli", "from hcnn.figures import canvas\nimport tyro"),
         ("_modidx", "import hcnn.cli"),
     ],
 )
@@ -165,7 +170,7 @@ start = time.perf_counter()
 for name in sys.argv[1:]:
     __import__(f"hcnn.{name}")
 seconds = time.perf_counter() - start
-heavy = {"torchvision", "matplotlib", "ipywidgets", "PIL"} & set(sys.modules)
+heavy = {"torchvision", "matplotlib", "PIL", "onnx", "tyro"} & set(sys.modules)
 print(json.dumps([seconds, sorted(heavy)]))
 """
 

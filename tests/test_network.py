@@ -4,9 +4,12 @@ import dataclasses
 import json
 import os
 import re
+import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch.testing import assert_close
 
 from hcnn.axes import axis
@@ -17,11 +20,13 @@ from hcnn.network import (
     HCNN,
     HCNNConfig,
     OutputNorm,
+    export_onnx,
     invariant_shifts,
     preset,
 )
 from hcnn.runtime import rng
 
+ROOT = Path(__file__).resolve().parent.parent
 PLAIN = {
     "zero": {},
     "periodic": dict(padding="periodic"),
@@ -30,13 +35,20 @@ PLAIN = {
     "authors": dict(output_norm=True, head="dense", spatial_strides=(4, 8)),
     "grey": dict(channels=1, classes=3),
 }
-KINDS = PLAIN | {"plus": dict(plus=True)}
+KINDS = PLAIN | {
+    "plus": dict(plus=True),
+    "plus-authors": PLAIN["authors"] | dict(plus=True, padding="periodic"),
+}
+EACH = [
+    (kind, engine) for kind in KINDS for engine in ("factorized", "auto")
+]
 
 
-def network(seed=0, dtype=torch.float64, **changes):
+def network(seed=0, dtype=torch.float64, engine="auto", **changes):
+    config = preset("hcnn8-cifar10", Q=3, **changes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return HCNN(preset("hcnn8-cifar10", Q=3, **changes)).to(dtype)
+        return HCNN(config, engine).to(dtype)
 
 
 def images(own, n=2, size=(8, 8), seed=1):
@@ -73,15 +85,15 @@ def test_a_dense_head_is_counted_with_its_bias():
     assert dense.parameter_count() - mean.parameter_count() == more
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_parts_make_the_whole(kind):
-    own = trained(network(**KINDS[kind]))
+@pytest.mark.parametrize("kind, engine", EACH)
+def test_parts_make_the_whole(kind, engine):
+    own = trained(network(engine=engine, **KINDS[kind]))
     x = images(own)
     rows = layer_sizes(8, **own.config.geometry)
     with torch.no_grad():
         for j in range(13):
             x_j = own.layer(x, j)
-            assert torch.equal(own.from_layer(x_j, j), own(x)), j
+            assert_close(own.from_layer(x_j, j), own(x), rtol=0, atol=1e-14)
             row = rows[j]
             if 0 < j < 12:
                 assert x_j.shape[-2:] == (row.h, row.w)
@@ -91,6 +103,124 @@ def test_parts_make_the_whole(kind):
     assert own(x).shape == (2, own.config.classes)
     mean = own.layer(x, 11).mean((1, 2, 4, 5))
     assert_close(own(x), own.W12(mean) if hasattr(own, "W12") else mean)
+
+
+def both(**changes):
+    """The same network twice, with its fast engine and in factors."""
+    return [network(engine=e, **changes) for e in ("auto", "factorized")]
+
+
+def one_step(own, x, weights):
+    """Scores, and the gradients of all parameters and of the images."""
+    x = x.clone().requires_grad_()
+    scores = own(x)
+    parameters = dict(own.named_parameters())
+    found = torch.autograd.grad(
+        (scores * weights).sum(), [x, *parameters.values()]
+    )
+    return scores, dict(zip(["x", *parameters], found, strict=True))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_engines_give_the_same_scores_and_gradients(kind, training):
+    fast, factorized = both(**KINDS[kind])
+    x = images(fast, 3, (9, 6))
+    weights = torch.randn(3, fast.config.classes, generator=rng(4))
+    for own in (fast, factorized):
+        trained(own).train(training)
+    scores, gradients = one_step(fast, x, weights)
+    expected, those = one_step(factorized, x, weights)
+    assert_close(scores, expected, rtol=1e-9, atol=1e-12)
+    assert gradients.keys() == those.keys()
+    for name in those:
+        scale = those[name].abs().max().item()
+        assert scale > 0, name
+        assert_close(
+            gradients[name], those[name], rtol=1e-9, atol=1e-9 * scale
+        )
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_both_engines_learn_the_same_weights_and_statistics(kind):
+    fast, factorized = both(**KINDS[kind])
+    start = factorized.state_dict()["W7.attribute"].clone()
+    for own in (fast, factorized):
+        trained(own, 5)
+    state = factorized.state_dict()
+    assert (state["W7.attribute"] - start).abs().max() > 1e-3
+    assert_close(dict(fast.state_dict()), dict(state), rtol=0, atol=1e-6)
+    # the state of one is that of the other
+    again = network(seed=1, engine="factorized", **KINDS[kind])
+    again.load_state_dict(fast.state_dict())
+    x = images(fast)
+    assert_close(again.eval()(x), fast(x), rtol=1e-9, atol=1e-12)
+
+
+def test_auto_is_the_fast_engine_of_each_variant():
+    assert network().engine == "fused"
+    assert network(plus=True).engine == "lean"
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("kind, engine", EACH)
+def test_in_bf16_the_scores_stay_near_and_keep_their_type(
+    kind, engine, training
+):
+    own = trained(network(engine=engine, **KINDS[kind])).float()
+    x = images(own, 8, (12, 12)).float()
+    own.train(training)
+    expected = own(x)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = own(x)
+    scores.sum().backward()
+    assert scores.dtype == (
+        torch.bfloat16 if own.config.head == "dense" else torch.float32
+    )
+    scale = expected.std().item()
+    assert 0 < (scores - expected).abs().max() < 0.2 * scale
+    for name, p in own.named_parameters():
+        assert p.dtype == torch.float32 and p.grad.isfinite().all(), name
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_fast_engine_carries_means_alone(plus, monkeypatch):
+    """Between two layers no array of all three attributes is formed."""
+    own, seen = network(plus=plus).eval(), []
+    monkeypatch.setattr("hcnn.network.marginal", seen.append)
+    own(images(own))
+    assert not seen
+    x_1 = own.layer(images(own), 1)
+    assert x_1.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_second_derivatives_need_the_factorized_engine(plus):
+    fast, factorized = both(plus=plus)
+    x = images(fast).requires_grad_()
+    with pytest.raises(NotImplementedError, match="engine='factorized'"):
+        torch.autograd.grad(fast(x).sum(), x, create_graph=True)
+    (first,) = torch.autograd.grad(
+        factorized(x).sum(), x, create_graph=True
+    )
+    (second,) = torch.autograd.grad(first.square().sum(), x)
+    assert second.isfinite().all() and second.abs().max() > 0
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+def test_on_a_gpu_a_network_gives_the_scores_of_the_cpu(kind, tmp_path):
+    own, path = trained(network(**KINDS[kind])), tmp_path / "a.safetensors"
+    own.save(path)
+    moved, x = HCNN.load(path).cuda(), images(own)
+    moved.save(path)
+    assert_close(dict(HCNN.load(path).state_dict()), dict(own.state_dict()))
+    for there in [moved] if own.config.plus else [moved, moved.fold()]:
+        assert_close(there(x.cuda()).cpu(), own(x), rtol=1e-9, atol=1e-12)
+    with pytest.raises(
+        ValueError, match=r"the array is torch\.float64 on cpu"
+    ):
+        moved(x)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 16)])
@@ -131,7 +261,12 @@ def test_a_folded_network_gives_the_same_scores(kind):
     x, folded = images(own), own.fold()
     with torch.no_grad():
         assert_close(folded(x), own(x), rtol=1e-10, atol=1e-12)
-        assert_close(folded.layer(x, 7), own.layer(x, 7))
+        for j in range(13):
+            x_j = folded.layer(x, j)
+            assert_close(x_j, own.layer(x, j), rtol=1e-10, atol=1e-12)
+            assert_close(
+                folded.from_layer(x_j, j), folded(x), rtol=0, atol=1e-14
+            )
     assert not any(p.requires_grad for p in folded.parameters())
     with pytest.raises(ValueError, match="cannot be trained"):
         folded.train()
@@ -139,6 +274,144 @@ def test_a_folded_network_gives_the_same_scores(kind):
     assert not folded(x).requires_grad
     # the network stays as it was
     assert all(p.requires_grad for p in own.parameters())
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_folded_network_is_plain_convolutions(kind):
+    folded = trained(network(**PLAIN[kind])).fold()
+    config, names = folded.config, [f"W{j}" for j in range(1, 12)]
+    for j, name in enumerate(names, 1):
+        own = getattr(folded, name)
+        assert type(own) is torch.nn.Conv2d and own.padding == (1, 1)
+        assert own.kernel_size == (3, 3)
+        stride = 2 if j in config.spatial_strides else 1
+        assert own.stride == (stride, stride)
+        zero = config.padding == "zero"
+        assert own.padding_mode == ("zeros" if zero else "circular")
+    names += ["W12"] if config.head == "dense" else []
+    assert set(folded.state_dict()) == {
+        f"{name}.{kind}" for name in names for kind in ("weight", "bias")
+    }
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+def test_a_folded_network_is_kept_by_its_filters_alone(kind, tmp_path):
+    own = trained(network(**PLAIN[kind]))
+    own.class_names = tuple(f"class {k}" for k in range(own.config.classes))
+    folded, path = own.fold(), tmp_path / "a.safetensors"
+    folded.save(path)
+    again = HCNN.load(path)
+    assert type(again) is type(folded) and not again.training
+    assert again.config == own.config
+    assert again.class_names == own.class_names
+    x = images(own)
+    assert torch.equal(again(x), folded(x))
+    assert_close(again(x), own(x).detach(), rtol=1e-10, atol=1e-12)
+    with safe_open(path, "pt") as file:
+        shapes = {k: tuple(file.get_tensor(k).shape) for k in file.keys()}
+    d, channels = own.config.classes, own.config.channels
+    last = 8 if own.config.head == "dense" else d
+    assert shapes["W1.kernel"] == (8, channels, 3, 3)
+    assert shapes["W2.kernel"] == (8, 7, 3, 3)
+    assert shapes["W7.kernel"] == (8, 3, 7, 3, 3)
+    assert shapes["W11.kernel"] == (last, 3, 7, 3, 3)
+    assert shapes["W11.bias"] == (2, 4, last) and shapes["W2.bias"] == (8,)
+    assert len(shapes) == 22 + 2 * (own.config.head == "dense")
+
+
+def test_the_folded_network_of_the_paper_is_a_small_file(tmp_path):
+    path = tmp_path / "a.safetensors"
+    HCNN(preset("hcnn-cifar10")).fold().save(path)
+    numbers = 97_650 + 32 + 8 * 4 * 8 * 16 + 4 * 8 * 10
+    assert 4 * numbers < path.stat().st_size < 4 * numbers + 5000 < 500_000
+
+
+def test_folding_and_loading_draw_no_random_numbers(tmp_path):
+    own, before = network(), torch.get_rng_state()
+    own.save(tmp_path / "a.safetensors")
+    own.fold().save(tmp_path / "b.safetensors")
+    for name in "ab":
+        HCNN.load(tmp_path / f"{name}.safetensors")
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_loaded_network_learns_on(tmp_path):
+    own, path = trained(network()), tmp_path / "a.safetensors"
+    own.save(path)
+    again = HCNN.load(path)
+    path.unlink()
+    assert_close(
+        dict(trained(again).state_dict()), dict(trained(own).state_dict())
+    )
+
+
+def test_a_loaded_network_needs_its_file_no_more(tmp_path):
+    own, path = network().eval(), tmp_path / "a.safetensors"
+    for saved in (own, own.fold()):
+        saved.save(path)
+        again = HCNN.load(path)
+        with open(path, "r+b") as file:  # overwritten, not replaced
+            file.write(bytes(path.stat().st_size))
+        assert_close(again(images(own)), own(images(own)))
+
+
+def test_the_engine_is_chosen_when_a_network_is_loaded(tmp_path):
+    for plus in (False, True):
+        network(plus=plus).save(tmp_path / "a.safetensors")
+        again = HCNN.load(tmp_path / "a.safetensors")
+        assert again.engine == ("lean" if plus else "fused")
+    with pytest.raises(ValueError, match=r"^load: engine is 'fused'"):
+        HCNN.load(tmp_path / "a.safetensors", engine="fused")
+
+
+@pytest.mark.parametrize(
+    "kind, size", [*((kind, (6, 9)) for kind in KINDS), ("zero", 8)]
+)
+def test_an_onnx_file_gives_the_same_scores(kind, size, tmp_path, capfd):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    own = trained(network(**KINDS[kind])).float()
+    own.mean = (0.5,) * own.config.channels
+    path = tmp_path / "a.onnx"
+    export_onnx(own, path, size)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.onnx"]
+    assert capfd.readouterr() == ("", "")
+    session = onnxruntime.InferenceSession(path)
+    for n in (1, 2, 5):
+        x = images(own, n, (8, 8) if size == 8 else size).float()
+        (scores,) = session.run(["scores"], {"images": x.numpy()})
+        expected = own(x).detach()
+        error = (torch.from_numpy(scores) - expected).abs().max()
+        assert error < 1e-4 * expected.abs().max()
+    kept = session.get_modelmeta().custom_metadata_map
+    about = json.loads(kept["hcnn"])
+    assert about["config"]["K"] == 8 and about["mean"] == list(own.mean)
+    assert str(ROOT).encode() not in path.read_bytes()
+    assert next(own.parameters()).dtype == torch.float32  # as it was
+
+
+def test_a_folded_network_in_float64_is_exported_too(tmp_path):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    folded = trained(network()).fold()
+    with torch.autocast("cpu", torch.bfloat16):
+        export_onnx(folded, tmp_path / "a.onnx", 8)
+    x = images(folded)
+    session = onnxruntime.InferenceSession(tmp_path / "a.onnx")
+    (scores,) = session.run(None, {"images": x.float().numpy()})
+    assert_close(
+        torch.from_numpy(scores).double(), folded(x), rtol=1e-4, atol=1e-5
+    )
+    assert folded.W3.weight.dtype == torch.float64
+
+
+def test_without_the_packages_for_onnx_the_error_says_how_to_get_them(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(ImportError) as caught:
+        export_onnx(network(), tmp_path / "a.onnx")
+    assert "onnxscript" in str(caught.value)
+    assert str(caught.value).endswith('pip install "hcnn[export]"')
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -211,7 +484,8 @@ def test_a_folded_network_keeps_names_and_statistics_and_moves_whole():
     assert folded.class_names == tuple("0123456789")
     x = images(folded)
     assert folded.double()(x).dtype == x.dtype
-    assert folded.W3.bias_map.dtype == x.dtype
+    kinds = {value.dtype for value in folded.filters().values()}
+    assert kinds == {x.dtype}
 
 
 def test_images_are_standardized_with_the_kept_statistics():
@@ -305,7 +579,6 @@ def test_a_file_that_is_cut_short_is_refused(share, tmp_path):
 def rewritten(
     path, change_tensors=None, change_config=None, change_about=None
 ):
-    from safetensors import safe_open
     from safetensors.torch import save_file
 
     with safe_open(path, "pt") as file:
@@ -331,6 +604,11 @@ def rewritten(
         (
             dict(change_config=lambda c: c.update(Q=4)),
             "for W10.attribute; its own configuration expects (8, 4, 3, 7)",
+        ),
+        (
+            dict(change_about=lambda a: a.update(folded=True)),
+            "nothing for W1.kernel; its own configuration expects "
+            "(8, 3, 3, 3)",
         ),
         (
             dict(change_config=lambda c: c.update(K=9)),
@@ -535,7 +813,19 @@ def test_the_summary_tells_the_cost_of_its_own_configuration(plus):
         (
             ValueError,
             lambda: HCNN(HCNNConfig(), engine="gpu"),
-            "engine is 'gpu'; expected one of 'auto', 'factorized'",
+            "engine is 'gpu'; expected one of 'auto', 'factorized', 'fused'",
+        ),
+        (
+            ValueError,
+            lambda: network(plus=True, engine="fused"),
+            "engine is 'fused' for the variant (+); expected 'lean', "
+            "'factorized' or 'auto'",
+        ),
+        (
+            ValueError,
+            lambda: network(engine="lean"),
+            "engine is 'lean' for a plain network; expected 'fused', "
+            "'factorized' or 'auto'",
         ),
         (
             ValueError,
@@ -561,6 +851,25 @@ def test_the_summary_tells_the_cost_of_its_own_configuration(plus):
             ValueError,
             lambda: network()(torch.zeros(1, 1, 8, 8)),
             "the array has shape (1, 1, 8, 8); x_0 of this network has (n, 3, h, w)",
+        ),
+        (
+            ValueError,
+            lambda: network()(torch.zeros(1, 3, 0, 8)),
+            "the array has shape (1, 3, 0, 8); x_0 of this network has (n, 3, h, w)",
+        ),
+        (
+            ValueError,
+            lambda: network()(torch.zeros(1, 3, 8, 8)),
+            "HCNN: the array is torch.float32 on cpu, the network "
+            "torch.float64 on cpu; expected the same of both",
+        ),
+        (
+            ValueError,
+            lambda: network().from_layer(
+                torch.zeros(1, 8, 8, 8, device="meta").double(), 1
+            ),
+            "from_layer: the array is torch.float64 on meta, the network "
+            "torch.float64 on cpu; expected the same of both",
         ),
         (
             ValueError,

@@ -1,9 +1,17 @@
-"""Seeds and devices."""
+"""Seeds, devices, precision, whole files, the record of a machine."""
+
+import datetime
+import json
+import os
+import re
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from hcnn.runtime import best_device, rng
+from hcnn import runtime
+from hcnn.runtime import autocast, best_device, environment, rng
 
 
 def test_one_seed_gives_one_sequence():
@@ -43,3 +51,184 @@ def test_without_a_gpu_the_best_device_is_the_cpu(monkeypatch):
 def test_with_a_gpu_the_best_device_is_the_gpu():
     assert best_device().type == "cuda"
     assert torch.rand(2, generator=rng(0, "cuda"), device="cuda").is_cuda
+
+
+def enabled(device="cpu", precision="auto"):
+    """Whether, and in which type, a product is computed in the context."""
+    with autocast(device, precision):
+        x = torch.ones(2, 2, device=device)
+        return (x @ x).dtype
+
+
+def test_the_precision_is_the_one_asked_for():
+    assert enabled(precision="bf16") == torch.bfloat16
+    assert enabled(precision="float32") == torch.float32
+    with autocast("cpu", "bf16"):
+        x = torch.ones(2, 2, dtype=torch.float64)
+        assert (x @ x).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "gain, expected", [(1.1, torch.float32), (1.3, torch.bfloat16)]
+)
+def test_auto_takes_bf16_where_it_is_a_fifth_faster(
+    gain, expected, monkeypatch
+):
+    """A clock that each convolution moves by its type's time."""
+    clock, conv2d = [0.0], torch.nn.functional.conv2d
+
+    def timed(x, *arguments, **choices):
+        clock[0] += 1.0 if x.dtype == torch.bfloat16 else gain
+        return conv2d(x, *arguments, **choices)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", timed)
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+    runtime._bf16_is_faster.cache_clear()
+    try:
+        assert enabled() == expected
+        monkeypatch.undo()
+        assert enabled() == expected  # asked once
+    finally:
+        runtime._bf16_is_faster.cache_clear()
+
+
+ASK = """
+import torch
+from hcnn.runtime import autocast, environment
+with autocast("cpu", "auto"):
+    print(torch.is_autocast_enabled("cpu"))
+print(environment()["onednn_max_cpu_isa"])
+"""
+
+
+def test_auto_is_float32_where_bf16_is_only_emulated():
+    """With AVX2 alone, bf16 takes several times as long as float32."""
+    done = subprocess.run(
+        [sys.executable, "-c", ASK],
+        env=os.environ | {"ONEDNN_MAX_CPU_ISA": "AVX2"},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.split() == ["False", "AVX2"]
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError) as caught:
+        autocast("cpu", "half")
+    assert str(caught.value) == (
+        "autocast: precision is 'half'; expected one of 'auto', 'bf16', "
+        "'float32'"
+    )
+
+
+@pytest.mark.gpu
+def test_auto_on_a_gpu_goes_by_its_capability():
+    fast = torch.cuda.get_device_capability() >= (8, 0)
+    assert (enabled("cuda") == torch.bfloat16) == fast
+
+
+def test_the_record_of_the_machine_is_json_and_complete():
+    found = environment()
+    assert json.loads(json.dumps(found)) == found
+    assert found["hardware"] and found["system"]
+    assert 1 <= found["cores"] <= os.cpu_count()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["packages"]["torch"] == torch.__version__
+    assert found["packages"]["numpy"]
+    assert (found["gpu"] is None) == (not torch.cuda.is_available())
+    when = datetime.datetime.fromisoformat(found["date"])
+    age = datetime.datetime.now(datetime.UTC) - when
+    assert abs(age.total_seconds()) < 100
+
+
+def test_what_torch_cannot_tell_about_a_processor_stays_open(monkeypatch):
+    for feature in ("amx_tile", "avx512_bf16"):
+        name = f"_is_{feature}_supported"
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    found = environment()
+    assert found["amx"] is found["avx512_bf16"] is None
+    for answer in (True, False):
+        monkeypatch.setattr(
+            torch.cpu, "_is_amx_tile_supported", lambda a=answer: a, False
+        )
+        assert environment()["amx"] is answer
+
+
+def repository(folder):
+    """A copy of what the project is recognized by, as a git repository."""
+    for name in ("book/_toc.yml", "hcnn/runtime.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
+    git = "git", "-c", "user.name=a", "-c", "user.email=a@b"
+    for command in (
+        ["init", "--quiet"],
+        ["add", "."],
+        ["commit", "--quiet", "--message=a"],
+    ):
+        subprocess.run([*git, *command], cwd=folder, check=True)
+
+
+def test_the_commit_is_that_of_the_project_and_changes_are_told(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setattr(runtime, "__file__", str(tmp_path / "x/y.py"))
+    monkeypatch.chdir(tmp_path)
+    assert runtime.repository() is None
+    found = environment()
+    assert found["commit"] is found["dirty"] is None
+    repository(tmp_path / "project")
+    (tmp_path / "project/a/b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "project/a/b")
+    assert runtime.repository() == tmp_path / "project"
+    found = environment()
+    assert re.fullmatch("[0-9a-f]{40}", found["commit"])
+    assert found["dirty"] is False
+    (tmp_path / "project/new").touch()
+    assert environment()["dirty"] is True
+
+
+def test_the_commit_of_another_repository_is_not_ours(
+    tmp_path, monkeypatch
+):
+    """A package inside a folder that somebody else keeps in git."""
+    repository(tmp_path)
+    (tmp_path / "book/_toc.yml").unlink()
+    monkeypatch.setattr(
+        runtime, "__file__", str(tmp_path / "lib/hcnn/runtime.py")
+    )
+    monkeypatch.chdir(tmp_path)
+    assert environment()["commit"] is None
+
+
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path, events = tmp_path / "a", []
+    fsync, replace = os.fsync, os.replace
+
+    def synced(number):
+        events.append(os.fstat(number).st_size)
+        fsync(number)
+
+    def renamed(old, new):
+        events.append("renamed")
+        assert old.parent == new.parent
+        replace(old, new)
+
+    monkeypatch.setattr("os.fsync", synced)
+    monkeypatch.setattr("os.replace", renamed)
+    runtime.write(path, b"first")
+    assert path.read_bytes() == b"first" and events == [5, "renamed"]
+
+    def full(_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="no space"):
+        runtime.write(path, b"second")
+    assert path.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(
+        FileNotFoundError,
+        match=r"^save: no folder .*/b for c; make it first$",
+    ):
+        runtime.write(tmp_path / "b/c", b"", "save")

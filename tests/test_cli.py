@@ -1,0 +1,229 @@
+"""The command line: help, exit status, one line for an error, whole files."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from hcnn import cli
+from hcnn.network import HCNN, preset
+from hcnn.runtime import rng
+
+
+def hcnn(*arguments, program=("-m", "hcnn"), **environment):
+    """Run the command as a shell does."""
+    return subprocess.run(
+        [sys.executable, *program, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=os.environ | environment,
+    )
+
+
+@pytest.fixture
+def saved(tmp_path):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        own = HCNN(preset("hcnn8-cifar10", Q=3))
+        own(torch.randn(4, 3, 8, 8, generator=rng(0)))
+    own.save(tmp_path / "network.safetensors")
+    return tmp_path / "network.safetensors"
+
+
+def refused(capsys, *arguments):
+    """The line that a command leaves when it ends with status 2."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*map(str, arguments)])
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and err.startswith("hcnn: ")
+    return err
+
+
+@pytest.mark.parametrize("command", [None, *cli.COMMANDS])
+def test_help_fits_the_screen_and_tells_the_defaults(command, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*filter(None, [command]), "--help"])
+    text = capsys.readouterr().out
+    assert caught.value.code == 0
+    assert text.startswith(
+        f"usage: {' '.join(filter(None, ['hcnn', command]))}"
+    )
+    assert text.count("\n") < 30
+    if command is None:
+        for name in cli.COMMANDS:
+            assert f"• {name}" in text
+        return
+    words = re.sub(r"[│\s]+", " ", text)
+    options = re.findall(r"^[│ ]+(--[a-z-]+[a-z])", text, re.M)
+    assert options, text
+    assert words.count("(default: ") == len(options)
+    assert "None" not in words and "{" not in words
+
+
+def test_no_command_is_a_request_for_help(capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([])
+    assert caught.value.code == 0
+    assert "• export" in capsys.readouterr().out
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from hcnn.cli import main\n"
+        "try: main(['export', '--help'])\n"
+        "except SystemExit: assert 'torch' not in sys.modules"
+    )
+    done = hcnn(program=("-c", code))
+    assert done.returncode == 0, done.stderr
+    assert "--onnx FILE" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["exprt"], "export"),
+        (["export"], "FILE"),
+        (["export", "a", "--siz", "3"], "--size"),
+        (["export", "a", "--size", "x"], "--size"),
+        (["bench", "--batch", "1.5"], "--batch"),
+    ],
+)
+def test_a_mistyped_option_ends_with_status_2_and_a_hint(arguments, words):
+    done = hcnn(*arguments)
+    assert done.returncode == 2 and done.stdout == ""
+    assert words in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_program_and_the_module_are_the_same_command():
+    program = Path(sys.executable).with_name("hcnn")
+    assert program.exists(), "mend with: make install"
+    calls = [program], [sys.executable, "-m", "hcnn"]
+    for call in calls:
+        done = subprocess.run(
+            [*call, "export", "nowhere.safetensors", "--onnx", "a.onnx"],
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 2 and done.stdout == ""
+        assert done.stderr == (
+            "hcnn: load: no file nowhere.safetensors; expected a "
+            "checkpoint that HCNN.save wrote\n"
+        )
+
+
+def test_export_writes_both_files_and_tells_their_size(saved, capsys):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    onnx, folded = saved.with_name("a.onnx"), saved.with_name("b")
+    options = f"--onnx={onnx}", f"--folded={folded}", "--size=8"
+    cli.main(["export", f"{saved}", *options])
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [
+        f"{path}: {path.stat().st_size / 1e6:.2f} MB"
+        for path in (onnx, folded)
+    ]
+    assert err == ""
+    x = torch.randn(3, 3, 8, 8, generator=rng(1))
+    with torch.no_grad():
+        expected, small = HCNN.load(saved)(x), HCNN.load(folded)(x)
+    session = onnxruntime.InferenceSession(onnx)
+    (scores,) = session.run(None, {"images": x.numpy()})
+    for found in (small, torch.from_numpy(scores)):
+        error = (found - expected).abs().max() / expected.abs().max()
+        assert error < 1e-4
+    about = session.get_modelmeta().custom_metadata_map["hcnn"]
+    assert json.loads(about)["config"]["Q"] == 3
+    # what was folded is folded again, the same
+    cli.main(["export", f"{folded}", f"--folded={saved}"])
+    assert saved.read_bytes() == folded.read_bytes()
+
+
+def test_a_refused_export_leaves_nothing(saved, capsys):
+    folder, before = saved.parent, saved.read_bytes()
+    other, plus = folder / "a", folder / "plus.safetensors"
+    HCNN(preset("hcnn8-plus-cifar10", Q=3)).save(plus)
+    there = {path.name for path in folder.iterdir()}
+    for arguments, words in [
+        ([saved], "nothing to write; name a file by --onnx, by --folded"),
+        ([saved, "--folded", saved], "expected different files"),
+        (
+            [saved, "--folded", folder / "x/../network.safetensors"],
+            "expected different files",
+        ),
+        ([saved, "--folded", other, "--onnx", other], "different files"),
+        ([saved, "--onnx", other, "--size", 0], "--size is 0; expected 1"),
+        (
+            [plus, "--onnx", other, "--folded", folder / "b"],
+            "expected a plain layer",
+        ),
+        (
+            [saved, "--folded", folder / "new/a"],
+            f"save: no folder {folder / 'new'} for a; make it first",
+        ),
+        ([folder / "none", "--onnx", other], "load: no file"),
+        ([__file__, "--onnx", other], "is no whole safetensors file"),
+    ]:
+        assert words in refused(capsys, "export", *arguments)
+        assert {path.name for path in folder.iterdir()} == there
+        assert saved.read_bytes() == before
+
+
+def test_export_says_how_to_get_what_onnx_needs(saved, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    line = refused(capsys, "export", saved, "--onnx", saved.parent / "a")
+    assert line.endswith('pip install "hcnn[export]"\n')
+
+
+def test_bench_is_called_with_the_options(monkeypatch):
+    from hcnn import bench
+
+    seen = []
+    monkeypatch.setattr(
+        bench, "run", lambda *a, **k: seen.append((*a, *k.values()))
+    )
+    cli.main(["bench"])
+    cli.main(
+        "bench --model hcnn8-cifar10 --batch 2 --size 8 --repeats 1 "
+        "--no-memory".split()
+    )
+    assert seen == [
+        ("hcnn-cifar10", 4, 32, 5, True),
+        ("hcnn8-cifar10", 2, 8, 1, False),
+    ]
+
+
+def test_the_defaults_of_bench_are_those_of_its_function():
+    from inspect import signature
+
+    from hcnn import bench
+
+    ours, theirs = (signature(f).parameters for f in (cli.bench, bench.run))
+    assert set(ours) <= set(theirs)
+    for name in ours:
+        assert ours[name].default == theirs[name].default
+
+
+def test_errors_of_several_lines_become_one(capsys, monkeypatch):
+    def broken():
+        """Fail."""
+        raise OSError("the disk\n   is full")
+
+    monkeypatch.setitem(cli.COMMANDS, "broken", broken)
+    assert refused(capsys, "broken") == "hcnn: the disk is full\n"
+
+
+def test_an_interrupted_command_is_silent(capsys, monkeypatch):
+    def waiting():
+        """Wait."""
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(cli.COMMANDS, "waiting", waiting)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["waiting"])
+    assert caught.value.code == 130
+    assert capsys.readouterr() == ("", "")
