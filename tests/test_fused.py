@@ -24,6 +24,7 @@ from hcnn.fused import (
     band,
     banded_conv2d,
     fused_conv5d,
+    lean_plus,
     patch_moments,
 )
 from hcnn.network import HCNN, preset
@@ -154,6 +155,56 @@ def test_the_engine_equals_the_factorized_layer(seed):
                 scales,
                 f"{choices}, {shape}, {choice}",
             )
+
+
+def lean(own, x, elu_mean=False):
+    return lean_plus(
+        x.mean(1),
+        own.spatial,
+        own.attribute,
+        own.scale,
+        own.shift,
+        own.running_mean,
+        own.running_var,
+        bias=own.bias,
+        stride=own.stride,
+        padding=own.padding,
+        training=own.training,
+        elu_mean=elu_mean,
+    )
+
+
+@pytest.mark.parametrize("small", [False, True])
+@pytest.mark.parametrize("seed", range(60))
+def test_the_lean_layer_equals_the_factorized_one(seed, small, monkeypatch):
+    if small:  # many bands and blocks, some of them cut short
+        monkeypatch.setattr("hcnn.fused._PIXELS", 4)
+        monkeypatch.setattr("hcnn.fused._BLOCK", {"cpu": 300})
+    choices, shape = random_case(seed)
+    own = layer(**choices, plus=True)
+    x = randn(*shape, seed=seed)
+
+    def lean_marginal(own, x):
+        return lean(own, x, elu_mean=True)
+
+    def slow_marginal(own, x):
+        return F.elu(own(x)).mean(1)
+
+    for training in (False, True):
+        scales = everything(slow, own, x, training=False)
+        for one, other in ((lean, slow), (lean_marginal, slow_marginal)):
+            found = everything(one, own, x, training=training)
+            expected = everything(other, own, x, training=training)
+            case = f"{choices}, {shape}, {training=}, {one.__name__}"
+            compare(found, expected, 1e-10, scales, case)
+
+
+def test_the_lean_layer_refuses_second_derivatives_and_nan():
+    own, x = layer(plus=True), randn(2, 1, 3, 5, 4, 4).requires_grad_()
+    with pytest.raises(NotImplementedError, match="engine='factorized'"):
+        torch.autograd.grad(lean(own, x).sum(), x, create_graph=True)
+    with pytest.raises(ValueError, match="NaN or infinite"):
+        lean(own, x * torch.nan)
 
 
 def test_the_grid_has_all_that_it_should():
