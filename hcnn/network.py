@@ -442,7 +442,7 @@ class Cascade(nn.Module):
 
     @property
     def about(self) -> dict:
-        """What is kept besides numbers: mean, std and class_names."""
+        """`mean`, `std` and `class_names`, as arguments."""
         return dict(
             mean=self.mean, std=self.std, class_names=self.class_names
         )
