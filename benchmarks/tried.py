@@ -292,82 +292,29 @@ def convolutions(images, filters, padding):
 
 
 def periodic(case) -> dict[str, Trial]:
+    """What was kept with periodic padding, beside blocks."""
     around = functools.partial(kept, padding="periodic")
-    made = trials({"kept": around, "fourier": fourier}, around, case)
-    (n, b, c, *_), (d, s1, s2, *_) = (x.shape for x in case.inputs[:2])
-    taps = band(torch.ones(1, s1, s2), b, c, padding="periodic").sum()
-    direct, own = 9 * d * int(taps), fourier_work(b, c, d)
-    made["kept"].about["multiply_adds"] = direct
-    made["fourier"].about.update(multiply_adds=own, of_support=own / direct)
-    return made
+    functions = {"kept": around, "blocks": periodic_blocks}
+    return trials(functions, periodic_blocks, case)
 
 
-def fourier_work(b, c, d):
-    """Multiply-adds of a pixel: there, the products, and back."""
-    frequencies = b // 2 * (c // 4 + 1)
-    return frequencies * (8 * b * c + 9 * 8 * 2 * d + b * c // 2 * d)
-
-
-def by_frequency(spectrum):
-    """(… b c) as (… f 4), for even b and c.
-
-    f counts the frequencies of every second value along both axes, but for
-    conjugates. Four of the spectrum are one there.
-    """
-    c = spectrum.shape[-1]
-    x = spectrum.unflatten(-2, (2, -1)).unflatten(-1, (2, -1))
-    x = x[..., : c // 4 + 1].movedim((-4, -2), (-2, -1))
-    return x.flatten(-2).flatten(-3, -2)
-
-
-@functools.cache
-def fourier_matrices(b, c, dtype):
-    """Real matrices there, (b c) -> (f 4 2), and back, (f 2) -> (b2 c2)."""
-    there = torch.fft.fft2(torch.eye(b * c).double().unflatten(1, (b, c)))
-    there = torch.view_as_real(by_frequency(there)).flatten(1)
-    size = there.shape[1] // 4
-    back = torch.eye(size).double().view(size, b // 2, -1, 2)
-    back = torch.fft.irfft2(torch.view_as_complex(back), s=(b // 2, c // 2))
-    return there.to(dtype), (back.flatten(1).T / 4).to(dtype)
-
-
-def fourier_sums(x, kernel, border):
-    """x (n h w b c) periodic in b and c: (n h w b2 c2 d)."""
-    (b, c), d = x.shape[3:], len(kernel)
-    there, back = fourier_matrices(b, c, x.dtype)
-    w = band(kernel.flatten(3), b, c, padding="periodic")[0, 0]
-    w = by_frequency(torch.fft.fft2(w).conj())  # d 9 f 4
-    w = torch.stack((w.real, -w.imag, w.imag, w.real), -1)
-    w = w.unflatten(-1, (2, 2)).permute(2, 4, 0, 1, 3, 5).flatten(4)
-    groups = len(w)
-    w = w.flatten(0, 2).unflatten(1, (3, 3)).permute(0, 3, 1, 2)
-    z = F.conv2d(
-        (x.flatten(3) @ there).permute(0, 3, 1, 2),
-        w.to(x.dtype),
-        padding=border,
-        groups=groups,
+def periodic_blocks(mean, kernel, bias_map):
+    x = planes_first(mean).contiguous()
+    return planes_last(
+        fused._in_blocks(
+            x, kernel.flatten(3), bias_map, 1, "periodic", True
+        )
     )
-    z = back @ z.permute(0, 2, 3, 1).unflatten(3, (-1, d))
-    return z.unflatten(3, (b // 2, c // 2))
-
-
-def elu_mean(z, bias_map):
-    return planes_last(F.elu_(z + bias_map.to(z)).mean(3))
-
-
-def fourier(mean, kernel, bias_map):
-    """The layer with periodic padding, of even attributes."""
-    x = fused._wrap(planes_first(mean), 1)
-    return elu_mean(fourier_sums(x, kernel, 0), bias_map)
 
 
 def fourier_zero(mean, kernel, bias_map):
     """With zero padding: zeros so many that no tap goes around."""
-    more = [s // 2 + s // 2 % 2 for s in kernel.shape[1:3]]
+    (b2, c2, _), (s1, s2) = bias_map.shape, kernel.shape[1:3]
+    more = [s // 2 + s // 2 % 2 for s in (s1, s2)]
     x = F.pad(planes_first(mean), (0, more[1], 0, more[0]))
-    z = fourier_sums(x, kernel, 1)
-    b2, c2, d = bias_map.shape
-    return elu_mean(z[..., :b2, :c2, :], bias_map)
+    wide = F.pad(bias_map, (0, 0, 0, more[1] // 2, 0, more[0] // 2))
+    z = fused._by_frequency(x, kernel.flatten(3), wide, 1, 1, False)
+    return planes_last(F.elu_(z[..., :b2, :c2, :]).mean(3))
 
 
 # moments ---------------------------------------------------------------------
@@ -610,9 +557,10 @@ FINDINGS = {
     "line.products": "Winograd along w alone, four 3 × 1 convolutions with "
     "two thirds of the multiply-adds of the 3 × 3 one, "
     f"{TIMES} before any transform.",
-    "periodic.fourier": "With periodic padding a Fourier transform along "
-    f"the attributes {TIMES} as the blocks, with {{of_support}} of the "
-    "multiply-adds in the support; its output is off by {error}.",
+    "periodic.kept": "With periodic padding the output of the product by "
+    "frequency is off by {error}.",
+    "periodic.blocks": f"With periodic padding blocks {TIMES} as that; their "
+    "output is off by {error}.",
     "moments.copies": "Taking the moments from nine shifted copies "
     f"{TIMES} as the closed form.",
     "elu.exp": f"The ELU as exp(z) - 1, forward, {TIMES}; a value is off by "

@@ -126,9 +126,18 @@ def _edges(m):
     return rows, torch.stack((m[:, :, 0], m[:, :, -1]))
 
 
+_BLOCK = {"cpu": 1 << 21}  # values of a block, as a cache holds them
+
+
+def _images(x, values=None):
+    """x in blocks of images, of so many values each; by default their own."""
+    block = _BLOCK.get(x.device.type, 1 << 62)
+    return x.split(max(1, block // max(1, values or x[:1].numel())))
+
+
 def _dot(x, y):
     """In pieces on a CPU: one float32 sum over all would lose digits."""
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or len(x) <= 2**18:
         return torch.dot(x, y)
     pieces = zip(x.split(2**18), y.split(2**18), strict=True)
     return torch.stack([torch.dot(a, b) for a, b in pieces]).sum()
@@ -160,6 +169,9 @@ def _products(m, padding):
 
 
 # %% ../book/05-fused.ipynb #62fa1512
+_BORDER = {"zero": 1, "periodic": 0}  # what conv2d still has to pad
+
+
 def _planes(x):
     """(n h w …) as conv2d takes it: all else channels, last in memory."""
     return x.flatten(3).permute(0, 3, 1, 2)
@@ -200,7 +212,8 @@ class _Moments(torch.autograd.Function):
     def forward(ctx, m, dtype, padding):
         ctx.save_for_backward(m)
         ctx.padding = padding
-        totals, products = _products(m.to(dtype), padding)
+        sums = [_products(part.to(dtype), padding) for part in _images(m)]
+        totals, products = (sum(part) for part in zip(*sums, strict=True))
         first, second = _assembly(m.device, dtype)
         count = m.numel()
         return first @ totals / count, (second @ products).view(
@@ -210,24 +223,29 @@ class _Moments(torch.autograd.Function):
     @staticmethod
     def backward(ctx, d_mean, d_second):
         _refuse_second_derivatives()
-        (saved,) = ctx.saved_tensors
-        m = saved.to(d_mean.dtype)
+        (m,) = ctx.saved_tensors
         count, k = m.numel(), m.shape[-1]
-        first, second = _assembly(m.device, m.dtype)
+        first, second = _assembly(m.device, d_mean.dtype)
         totals = first.T @ (d_mean / count)
         products = second.T @ (d_second.flatten() / count)
         lags = products[1:13]
         kernel = torch.cat((lags.flip(0), 2 * products[:1], lags))
         kernel = kernel.view(1, 1, 5, 5).expand(k, 1, 5, 5)
         total = totals[0].expand(k)
-        around = _wrap(m, 2) if ctx.padding == "periodic" else m
-        border = 0 if ctx.padding == "periodic" else 2
-        d_m = F.conv2d(
-            _planes(around), kernel, total, padding=border, groups=k
-        ).permute(0, 2, 3, 1)
-        if ctx.padding == "zero":
-            _add_edges(d_m, m, totals, products)
-        return d_m.to(saved.dtype), None, None
+        d_m, periodic = torch.empty_like(m), ctx.padding == "periodic"
+        for part, d_part in zip(_images(m), _images(d_m), strict=True):
+            part = part.to(d_mean.dtype)
+            found = F.conv2d(
+                _planes(_wrap(part, 2) if periodic else part),
+                kernel,
+                total,
+                padding=0 if periodic else 2,
+                groups=k,
+            ).permute(0, 2, 3, 1)
+            if not periodic:
+                _add_edges(found, part, totals, products)
+            d_part.copy_(found)
+        return d_m, None, None
 
 
 def _add_edges(d_m, m, totals, products):
@@ -255,51 +273,64 @@ class _StridedMoments(torch.autograd.Function):
     def forward(ctx, m, dtype, padding, stride):
         ctx.about = padding, stride
         ctx.save_for_backward(m)
-        h, w = m.shape[1:3]
-        if padding == "periodic":
-            around = _wrap(m, 1)
-        else:
-            around = F.pad(m, (0, 0, 1, 1, 1, 1))
-        copies = [
-            around[:, y : y + h : stride, x : x + w : stride].to(dtype)
-            for y in range(3)
-            for x in range(3)
-        ]
-        patches = torch.stack(copies).flatten(1)
-        dots = [
-            _dot(patches[i], patches[j])
-            for i in range(9)
-            for j in range(i + 1)
-        ]
+        total, gram, count = 0, 0, m[:, ::stride, ::stride].numel()
+        for part in _images(m):
+            copies = _shifted(part.to(dtype), padding, stride)
+            dots = [
+                _dot(copies[t], copies[s])
+                for t in range(9)
+                for s in range(t + 1)
+            ]
+            total, gram = total + copies.sum(1), gram + torch.stack(dots)
         i, j = torch.tril_indices(9, 9, device=m.device)
-        second = patches.new_empty(9, 9)
-        second[i, j] = second[j, i] = torch.stack(dots) / patches.shape[1]
-        return patches.mean(1), second
+        second = gram.new_empty(9, 9)
+        second[i, j] = second[j, i] = gram / count
+        return total / count, second
 
     @staticmethod
     def backward(ctx, d_mean, d_second):
         _refuse_second_derivatives()
         (m,) = ctx.saved_tensors
         padding, stride = ctx.about
-        n, h, w, k = m.shape
-        count = m[:, ::stride, ::stride].numel()
-        gram = (d_second + d_second.T) / count
-        periodic = padding == "periodic"
-        planes = _planes((_wrap(m, 1) if periodic else m).to(gram.dtype))
-        d_m = gram.new_zeros(n, h + 2, w + 2, k)
-        for tap, (y, x) in enumerate(TAPS):
-            d_tap = F.conv2d(
-                planes,
-                gram[tap].view(1, 1, 3, 3).expand(k, 1, 3, 3),
-                (d_mean[tap] / count).expand(k),
-                stride,
-                padding=0 if periodic else 1,
-                groups=k,
-            ).permute(0, 2, 3, 1)
-            part = d_m[:, y + 1 : y + 1 + h : stride]
-            part[:, :, x + 1 : x + 1 + w : stride] += d_tap
-        d_m = _unwrap(d_m) if periodic else d_m[:, 1:-1, 1:-1]
-        return d_m.to(m.dtype), None, None, None
+        count, k = m[:, ::stride, ::stride].numel(), m.shape[-1]
+        gram = ((d_second + d_second.T) / count).view(9, 1, 1, 3, 3)
+        gram, d_mean = gram.expand(9, k, 1, 3, 3), d_mean / count
+        d_m, periodic = torch.empty_like(m), padding == "periodic"
+        for part, d_part in zip(_images(m), _images(d_m), strict=True):
+            n, h, w, _ = part.shape
+            planes = _planes(
+                (_wrap(part, 1) if periodic else part).to(gram)
+            )
+            found = gram.new_zeros(n, h + 2, w + 2, k)
+            for tap, (y, x) in enumerate(TAPS):
+                d_tap = F.conv2d(
+                    planes,
+                    gram[tap],
+                    d_mean[tap].expand(k),
+                    stride,
+                    padding=_BORDER[padding],
+                    groups=k,
+                )
+                to = found[:, y + 1 : y + 1 + h : stride]
+                to = to[:, :, x + 1 : x + 1 + w : stride]
+                to += d_tap.permute(0, 2, 3, 1)
+            inner = _unwrap(found) if periodic else found[:, 1:-1, 1:-1]
+            d_part.copy_(inner)
+        return d_m, None, None, None
+
+
+def _shifted(m, padding, stride):
+    """The nine shifted copies of m (n h w k): (9, all their values)."""
+    h, w = m.shape[1:3]
+    periodic = padding == "periodic"
+    around = _wrap(m, 1) if periodic else F.pad(m, (0, 0, 1, 1, 1, 1))
+    return torch.stack(
+        [
+            around[:, y : y + h : stride, x : x + w : stride]
+            for y in range(3)
+            for x in range(3)
+        ]
+    ).flatten(1)
 
 
 # %% ../book/05-fused.ipynb #1e35843d
@@ -467,6 +498,13 @@ def normalized_factors(
 
 
 # %% ../book/05-fused.ipynb #35f71aff
+@functools.cache
+def _inside(b, c, s1, s2, padding, device, dtype):
+    """How many samples each window meets at a tap: (b2 c2 s1*s2)."""
+    taps = torch.eye(s1 * s2, dtype=dtype).unflatten(1, (s1, s2))
+    return band(taps, b, c, padding=padding).sum((-2, -1)).to(device)
+
+
 def batch_kernel(
     mean: Float[Tensor, "n b c h w"],
     spatial: Float[Tensor, "q 3 3"],
@@ -527,8 +565,9 @@ def batch_kernel(
     )
     with torch.autocast(mean.device.type, enabled=False):
         kernel = torch.einsum("dqst,qu->dstu", attribute, factors)
-        shift = band(kernel[..., 9], *mean.shape[1:3], padding=padding)
-        bias_map = shift.sum((-2, -1))
+        geometry = *mean.shape[1:3], *kernel.shape[1:3], padding
+        inside = _inside(*geometry, kernel.device, kernel.dtype)
+        bias_map = inside @ kernel[..., 9].flatten(1).T
         bias_map = bias_map if bias is None else bias_map + bias
     return kernel[..., :9].unflatten(-1, (3, 3)), bias_map
 
@@ -560,10 +599,19 @@ def _parts(size, support, padding, length):
 # %% ../book/05-fused.ipynb #519322d8
 def _side_by_side(kernel, windows):
     """Filters (d s1 s2 t) of neighbours along c: (windows d t s1 length)."""
-    ends = 2 * (windows - 1)
-    length = kernel.shape[2] + ends
-    strip = F.pad(kernel, (0, 0, ends, ends)).unfold(2, length, 2)
-    return strip.flip(2).permute(2, 0, 3, 1, 4)
+    d, s1, s2, t = kernel.shape
+    strip = kernel.new_zeros(windows, d, t, s1, s2 + 2 * (windows - 1))
+    for i in range(windows):
+        strip[i, ..., 2 * i : 2 * i + s2] = kernel.permute(0, 3, 1, 2)
+    return strip
+
+
+def _on_each_other(d_strip, s2):
+    """Its adjoint: (d s1 s2 t)."""
+    parts = [
+        window[..., 2 * i : 2 * i + s2] for i, window in enumerate(d_strip)
+    ]
+    return sum(parts[1:], parts[0]).permute(0, 2, 3, 1)
 
 
 def _filters(strip, row, column):
@@ -605,13 +653,14 @@ def _laps(samples, size):
 
 # %% ../book/05-fused.ipynb #f64f2ff9
 class _Banded(torch.autograd.Function):
-    """x (n h w b c), strip (windows d 9 s1 length), bias map (b2 c2 d)."""
+    """x (n h w b c), kernel (d s1 s2 9), bias map (b2 c2 d)."""
 
     @staticmethod
-    def forward(ctx, x, strip, bias_map, stride, padding, plan, elu_mean):
-        ctx.about = strip.dtype, stride, padding, plan, elu_mean
-        strip, bias_map = strip.to(x.dtype), bias_map.to(x.dtype)
-        (rows, columns), d = plan, strip.shape[1]
+    def forward(ctx, x, kernel, bias_map, stride, padding, plan, elu_mean):
+        ctx.about = kernel.dtype, kernel.shape[2], stride, padding, plan
+        ctx.elu_mean, (rows, columns, windows) = elu_mean, plan
+        strip = _side_by_side(kernel.to(x.dtype), windows)
+        bias_map, d = bias_map.to(x.dtype), len(kernel)
         around = _wrap(x, 1) if padding == "periodic" else x
         saved, outs = [x, strip], []
         for column in columns:
@@ -626,27 +675,24 @@ class _Banded(torch.autograd.Function):
                     _BORDER[padding],
                 )
                 results.append(F.elu_(z) if elu_mean else z)
+            results = [z.permute(0, 2, 3, 1) for z in results]
             if elu_mean:
                 saved += results
-                total = results[0] / len(rows)
-                for z in results[1:]:
-                    total.add_(z, alpha=1 / len(rows))
-                results = [total]
-            results = [z.permute(0, 2, 3, 1) for z in results]
-            outs.append(torch.stack(results, 3).unflatten(4, (-1, d)))
+            out = _mean(results) if elu_mean else torch.stack(results, 3)
+            outs.append(out.unflatten(-1, (-1, d)))
         if any(ctx.needs_input_grad):
             ctx.save_for_backward(*saved)
-        out = torch.cat(outs, 4)
-        return out.squeeze(3) if elu_mean else out
+        return torch.cat(outs, -2) if len(outs) > 1 else outs[0]
 
     @staticmethod
     def backward(ctx, d_out):
         _refuse_second_derivatives()
         x, strip, *results = ctx.saved_tensors
-        dtype, stride, padding, (rows, columns), elu_mean = ctx.about
+        dtype, s2, stride, padding, (rows, columns, _) = ctx.about
         around = _wrap(x, 1) if padding == "periodic" else x
-        if elu_mean:
-            d_out = (d_out / len(rows)).unsqueeze(3)
+        if ctx.elu_mean:
+            d_out = d_out.unsqueeze(3)
+            d_out = d_out / len(rows) if len(rows) > 1 else d_out
         d_x = torch.zeros_like(around)
         d_strip = torch.zeros_like(strip, dtype=dtype)
         d_bias = d_strip.new_empty(len(rows), *d_out.shape[-2:])
@@ -657,10 +703,11 @@ class _Banded(torch.autograd.Function):
             d_column = d_out[..., column.windows, :].contiguous()
             count = d_column.shape[-2]
             for i, row in enumerate(rows):
-                if elu_mean:
+                if ctx.elu_mean:
                     d_z = torch.ops.aten.elu_backward(
-                        _planes(d_column), 1, 1, 1, True, next(results)
+                        d_column.flatten(3), 1, 1, 1, True, next(results)
                     )
+                    d_z = _planes(d_z)
                 else:
                     d_z = _planes(d_column[:, :, :, i])
                 d_images, d_filters, _ = (
@@ -688,15 +735,112 @@ class _Banded(torch.autograd.Function):
                 )
             _give(d_x, 4, column.samples, d_inputs)
         d_x = _unwrap(d_x) if padding == "periodic" else d_x
-        return d_x, d_strip, d_bias, None, None, None, None
+        d_kernel = _on_each_other(d_strip, s2)
+        return d_x, d_kernel, d_bias, None, None, None, None
 
 
-_BORDER = {"zero": 1, "periodic": 0}  # what conv2d still has to pad
-# outputs of a block: fewer skip more of the band, more run faster
+def _mean(parts):
+    """The mean of arrays; of one, itself."""
+    if len(parts) == 1:
+        return parts[0]
+    total = parts[0] / len(parts)
+    for part in parts[1:]:
+        total.add_(part, alpha=1 / len(parts))
+    return total
+
+
+# of a block: fewer skip more of the band, more run faster
 _OUTPUTS = {torch.bfloat16: 128, torch.float16: 128}
 
 
-# %% ../book/05-fused.ipynb #89251c1e
+def _in_blocks(x, kernel, bias_map, stride, padding, elu_mean):
+    """x (n h w b c), kernel (d s1 s2 9): (n h2 w2 b2 c2 d)."""
+    (c2, d), (s1, s2) = bias_map.shape[1:], kernel.shape[1:3]
+    outputs = _OUTPUTS.get(x.dtype, 64)
+    windows = -(-c2 // max(1, round(c2 * d / outputs)))
+    rows = _parts(x.shape[3], s1, padding, 1)
+    columns = _parts(x.shape[4], s2, padding, windows)
+    plan = rows, columns, windows
+    return _Banded.apply(
+        x, kernel, bias_map, stride, padding, plan, elu_mean
+    )
+
+
+# %% ../book/05-fused.ipynb #a5832097
+def _waves(b, c, y, x):
+    """$e^{2 pi i (k_1 y / b + k_2 x / c)}$ as (y x, f, alias)."""
+    k1 = torch.arange(b).double().view(2, 1, -1, 1) / b
+    k2 = torch.arange(c).double().view(1, 2, 1, -1)[..., : c // 4 + 1] / c
+    y = torch.tensor(y).view(-1, 1, 1, 1, 1, 1)
+    x = torch.tensor(x).view(-1, 1, 1, 1, 1)
+    turns = (k1 * y + k2 * x).flatten(0, 1)
+    turns = turns.flatten(3).flatten(1, 2).transpose(1, 2)
+    return torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
+
+
+@functools.cache
+def _frequencies(b, c, s1, s2, dtype):
+    """Real matrices: samples (b c) there, (f alias part); of taps; back,
+    (f part) to windows (b2 c2); and of maps (b2 c2) there, (f part)."""
+    there = _waves(b, c, range(b), range(c))
+    there = torch.stack((there.real, -there.imag), -1).flatten(1)
+    ends = range(-(s1 // 2), s1 // 2 + 1), range(-(s2 // 2), s2 // 2 + 1)
+    taps = _waves(b, c, *ends)[:, :, None, :]
+    parts = (taps.real, -taps.imag), (taps.imag, taps.real)
+    taps = torch.cat([torch.stack(part, -1) for part in parts], 2)
+    back = _waves(b, c, range(0, b, 2), range(0, c, 2))[..., 0].T
+    back = torch.stack((back.real, -back.imag), 1)
+    f2 = torch.arange(c // 4 + 1).repeat(b // 2)[:, None, None]
+    alone = (f2 == 0) | (4 * f2 == c)  # its own conjugate
+    share = (2 - alone.double()) / (b * c)
+    back, maps = (share * back).flatten(0, 1), 4 * back.flatten(0, 1)
+    return [matrix.to(dtype) for matrix in (there, taps, back, maps)]
+
+
+# %% ../book/05-fused.ipynb #2e413156
+def _by_frequency(x, kernel, bias_map, stride, border, elu_mean):
+    """x (n h w b c) of even b and c, periodic: (n h2 w2 b2 c2 d)."""
+    (b2, c2, d), (s1, s2) = bias_map.shape, kernel.shape[1:3]
+    there, taps, back, maps = _frequencies(
+        *x.shape[3:], s1, s2, kernel.dtype
+    )
+    weight = torch.einsum("dsu,sfoai->foduai", kernel.flatten(1, 2), taps)
+    groups = len(weight)
+    weight = weight.flatten(4).flatten(0, 2).unflatten(1, (3, 3))
+    bias = (maps @ bias_map.flatten(0, 1)).flatten()
+    there, weight, bias, back = (
+        v.to(x) for v in (there, weight, bias, back)
+    )
+    outs, pixels = [], x.shape[1] * x.shape[2]
+    for part in _images(x, pixels * len(bias)):
+        z = F.conv2d(
+            _planes(part.flatten(3) @ there),
+            weight.permute(0, 3, 1, 2),
+            bias,
+            stride,
+            border,
+            groups=groups,
+        )
+        z = back.T @ z.permute(0, 2, 3, 1).unflatten(3, (-1, d))
+        z = z.unflatten(3, (b2, c2))
+        outs.append(F.elu_(z).mean(3) if elu_mean else z)
+    return torch.cat(outs)
+
+
+# %% ../book/05-fused.ipynb #0cff6479
+def _whole(x, kernel, bias_map, stride, border, elu_mean):
+    """x (n h w b c), weight the whole band: (n h2 w2 b2 c2 d)."""
+    padding = "zero" if border else "periodic"
+    weight = band(kernel.to(x), *x.shape[3:], padding=padding)
+    weight = weight.flatten(4).flatten(0, 2).unflatten(1, (3, 3))
+    bias = bias_map.flatten().to(x)
+    z = F.conv2d(
+        _planes(x), weight.permute(0, 3, 1, 2), bias, stride, border
+    )
+    z = z.permute(0, 2, 3, 1).unflatten(3, bias_map.shape)
+    return F.elu_(z).mean(3) if elu_mean else z
+
+
 def banded_conv2d(
     mean: Float[Tensor, "n b c h w"],
     kernel: Float[Tensor, "d s1 s2 3 3"],
@@ -710,8 +854,9 @@ def banded_conv2d(
 
     Equals `attribute_conv5d` of any $x_j$ with the marginal `mean`, plus
     the bias map. On the CPU blocks of the band are convolved and what lies
-    between them is left out; on a GPU the whole band is one convolution.
-    Under autocast in its type.
+    between them is left out, or with periodic padding and even attributes
+    frequencies are; on a GPU the whole band is one convolution. Under
+    autocast in its type.
 
     Args:
         mean: the marginal $\bar x_j$.
@@ -730,9 +875,9 @@ def banded_conv2d(
     Raises:
         ValueError: a wrong number of axes, a stride below 1, or what
             `check_support` refuses.
-        NotImplementedError: second derivatives, on the CPU.
+        NotImplementedError: second derivatives, where it has blocks.
 
-    Source: {ref}`sec-blocks`.
+    Source: {ref}`sec-blocks`, {prf:ref}`prop-fourier`.
     """
     function = "banded_conv2d"
     check_axes(function, mean=(mean, "n b c h w"))
@@ -741,32 +886,16 @@ def banded_conv2d(
     b, c = mean.shape[1:3]
     d, s1, s2 = kernel.shape[:3]
     _check_geometry(function, padding, b, c, s1, s2)
-    kernel, dtype = kernel.flatten(3), _compute_type(mean)
-    x = mean.permute(0, 3, 4, 1, 2).to(dtype).contiguous()
-    with torch.autocast(mean.device.type, enabled=False):
-        if mean.device.type == "cpu":
-            c2, outputs = -(-c // 2), _OUTPUTS.get(dtype, 64)
-            windows = -(-c2 // max(1, round(c2 * d / outputs)))
-            plan = (
-                _parts(b, s1, padding, 1),
-                _parts(c, s2, padding, windows),
-            )
-            strip = _side_by_side(kernel, windows)
-            out = _Banded.apply(
-                x, strip, bias_map, stride, padding, plan, elu_mean
-            )
+    x = mean.permute(0, 3, 4, 1, 2).to(_compute_type(mean)).contiguous()
+    layer, on_cpu = (kernel.flatten(3), bias_map), x.device.type == "cpu"
+    even, border = b % 2 == c % 2 == 0, _BORDER[padding]
+    with torch.autocast(x.device.type, enabled=False):
+        if on_cpu and (padding == "zero" or not even):
+            out = _in_blocks(x, *layer, stride, padding, elu_mean)
         else:
-            weight = band(kernel.to(dtype), b, c, padding=padding)
-            weight = weight.flatten(4).flatten(0, 2).unflatten(1, (3, 3))
-            out = F.conv2d(
-                _planes(_wrap(x, 1) if padding == "periodic" else x),
-                weight.permute(0, 3, 1, 2),
-                bias_map.flatten().to(dtype),
-                stride,
-                _BORDER[padding],
-            )
-            out = out.permute(0, 2, 3, 1).unflatten(3, bias_map.shape)
-            out = F.elu(out).mean(3) if elu_mean else out
+            x = _wrap(x, 1) if padding == "periodic" else x
+            product = _by_frequency if on_cpu else _whole
+            out = product(x, *layer, stride, border, elu_mean)
     return out.movedim((1, 2), (-2, -1))
 
 
@@ -829,8 +958,7 @@ def fused_conv5d(
 
 
 # %% ../book/05-fused.ipynb #15a9c64e
-# pixels of a band of rows; values of a block, as a cache holds them
-_PIXELS, _BLOCK = 64, {"cpu": 1 << 21}
+_PIXELS = 64  # of a band of rows
 
 
 class _Blocks(NamedTuple):

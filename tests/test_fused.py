@@ -650,7 +650,8 @@ def test_an_image_may_be_one_pixel(padding, stride):
     for training in (True, False):
         expected = everything(slow, own, x, training=training)
         found = everything(fast, own, x, training=training)
-        compare(found, expected, 1e-11)
+        # all taps meet one pixel there, and gradients cancel
+        compare(found, expected, 1e-10)
 
 
 @pytest.mark.parametrize("stride, h, w", [(1, 1, 1), (2, 2, 1), (3, 3, 2)])

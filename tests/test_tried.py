@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -21,6 +22,10 @@ FUNCTIONS = {
     "winograd_2": tried.winograd(2),
     "winograd_4": tried.winograd(4),
     "fourier_zero": tried.fourier_zero,
+}
+PERIODIC = {
+    "periodic_blocks": tried.periodic_blocks,
+    "around": partial(tried.kept, padding="periodic"),
 }
 
 
@@ -63,15 +68,17 @@ def test_planes_need_not_be_square(name):
     )
 
 
+@pytest.mark.parametrize("name", PERIODIC)
 @pytest.mark.parametrize("b, c", [(2, 2), (4, 6), (6, 4), (8, 16)])
-def test_a_fourier_transform_is_the_layer_with_periodic_padding(b, c):
+def test_both_products_are_the_layer_with_periodic_padding(name, b, c):
     sizes = SMALL | dict(b=b, c=c, support=(3, 3))
-    agree(tried.fourier, "periodic", tried.case(3, torch.float64, **sizes))
+    agree(PERIODIC[name], "periodic", tried.case(3, torch.float64, **sizes))
 
 
-def test_supports_wider_than_an_axis_go_around():
+@pytest.mark.parametrize("name", PERIODIC)
+def test_supports_wider_than_an_axis_go_around(name):
     sizes = SMALL | dict(b=4, c=4, support=(7, 9))
-    agree(tried.fourier, "periodic", tried.case(3, torch.float64, **sizes))
+    agree(PERIODIC[name], "periodic", tried.case(3, torch.float64, **sizes))
 
 
 @pytest.mark.parametrize("group", [tried.layer, tried.periodic])
@@ -131,18 +138,6 @@ def test_four_convolutions_of_a_column_make_one_of_three(width):
     assert len(done) == 4 and len(gradients) == 8
 
 
-def test_the_multiply_adds_of_a_transform_are_those_of_its_arrays():
-    b, c, d = 8, 16, 16
-    there, back = tried.fourier_matrices(b, c, torch.float64)
-    frequencies = back.shape[1] // 2
-    assert there.shape == (b * c, frequencies * 8)
-    products = frequencies * (9 * 8) * (2 * d)
-    assert (
-        tried.fourier_work(b, c, d)
-        == there.numel() + products + back.numel() * d
-    )
-
-
 def test_moments_of_copies_are_those_of_the_closed_form():
     made = tried.moments(tried.case(5, torch.float64, **SMALL))
     assert list(made) == ["kept", "copies"]
@@ -193,15 +188,14 @@ def times_and_trials(with_compiler=True):
     names = {
         "layer": ["kept", *FUNCTIONS],
         "line": ["kept", "products"],
-        "periodic": ["kept", "fourier"],
+        "periodic": ["kept", "blocks"],
         "moments": ["kept", "copies"],
         "elu": ["kept", "exp", "sigmoid"],
         "compiled": ["kept", "compiled"][: 1 + with_compiler],
     }
     times, trials = {}, {}
     about = dict.fromkeys(
-        ("error", "input_gradient_error", "worst_error", "of_support"),
-        0.01,
+        ("error", "input_gradient_error", "worst_error"), 0.01
     )
     for group, planes in tried.GROUPS.items():
         for precision in bench.TYPES:
