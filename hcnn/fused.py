@@ -634,11 +634,12 @@ def _take(x, axis, samples):
     return taken
 
 
-def _give(x, axis, samples, part):
-    """The adjoint of `_take`: add `part` to where it was taken."""
-    for first, done, length in _laps(samples, x.shape[axis]):
-        part_here = part.narrow(axis, done, length)
-        x.narrow(axis, first, length).add_(part_here)
+def _give(x, row, column, block):
+    """The adjoint along b and c: add a block to where it was taken."""
+    for b, i, rows in _laps(row, x.shape[3]):
+        for c, k, columns in _laps(column, x.shape[4]):
+            part = block[..., i : i + rows, k : k + columns]
+            x[..., b : b + rows, c : c + columns] += part
 
 
 def _laps(samples, size):
@@ -699,7 +700,6 @@ class _Banded(torch.autograd.Function):
         results = iter(results)
         for column in columns:
             inputs = _take(around, 4, column.samples).contiguous()
-            d_inputs = torch.zeros_like(inputs)
             d_column = d_out[..., column.windows, :].contiguous()
             count = d_column.shape[-2]
             for i, row in enumerate(rows):
@@ -727,13 +727,12 @@ class _Banded(torch.autograd.Function):
                 )
                 d_images = d_images.permute(0, 2, 3, 1)
                 d_images = d_images.unflatten(3, (-1, inputs.shape[4]))
-                _give(d_inputs, 3, row.samples, d_images)
+                _give(d_x, row.samples, column.samples, d_images)
                 part = d_strip[:count, :, :, row.taps, column.taps]
                 part += d_filters.permute(0, 2, 3, 1).reshape(part.shape)
                 d_bias[i, column.windows] = d_z.sum((0, 2, 3)).view(
                     count, -1
                 )
-            _give(d_x, 4, column.samples, d_inputs)
         d_x = _unwrap(d_x) if padding == "periodic" else d_x
         d_kernel = _on_each_other(d_strip, s2)
         return d_x, d_kernel, d_bias, None, None, None, None
