@@ -559,8 +559,8 @@ FINDINGS = {
     f"{TIMES} before any transform.",
     "periodic.kept": "With periodic padding the output of the product by "
     "frequency is off by {error}.",
-    "periodic.blocks": f"With periodic padding blocks {TIMES} as that; their "
-    "output is off by {error}.",
+    "periodic.blocks": f"The product by blocks {TIMES} as that; its output "
+    "is off by {error}.",
     "moments.copies": "Taking the moments from nine shifted copies "
     f"{TIMES} as the closed form.",
     "elu.exp": f"The ELU as exp(z) - 1, forward, {TIMES}; a value is off by "

@@ -26,6 +26,7 @@ from hcnn.conv5d import (
     marginal,
     support_pair,
 )
+from .runtime import rank_mean, world_size
 
 
 # %% ../book/04-factorized.ipynb #ea6e6203
@@ -112,7 +113,8 @@ def normalize(
         running_var: unbiased variance, likewise.
         scale: multiplied with the result, if given.
         shift: added to the result, if given.
-        training: use the statistics of `y` over all axes but `q`.
+        training: use the statistics of `y` over all axes but `q`, in all
+            ranks where many processes train.
 
     Returns:
         An array like `y`; in training of mean 0 and variance 1 for each
@@ -132,17 +134,29 @@ def normalize(
             "values for each factor q; expected at least two in training; "
             "take a larger batch or image, or call eval() first"
         )
-    out = F.batch_norm(
-        planes,
-        running_mean,
-        running_var,
-        scale,
-        shift,
-        training,
-        MOMENTUM,
-        EPS,
-    )
+    statistics = running_mean, running_var
+    if training and world_size() > 1:
+        out = _normalize_over_ranks(planes, *statistics, scale, shift)
+    else:
+        out = F.batch_norm(
+            planes, *statistics, scale, shift, training, MOMENTUM, EPS
+        )
     return out.view_as(y)
+
+
+# %% ../book/04-factorized.ipynb #872e23f3
+def _normalize_over_ranks(planes, running_mean, running_var, scale, shift):
+    """Batch normalization of (planes, q, pixels), all ranks together."""
+    count = planes.numel() // planes.shape[1]
+    (mean,), total = rank_mean([planes.mean((0, 2))], count)
+    centred = planes - mean[:, None]
+    (var,), _ = rank_mean([centred.square().mean((0, 2))], count)
+    with torch.no_grad():
+        running_mean.lerp_(mean, MOMENTUM)
+        running_var.lerp_(var * (total / (total - 1)), MOMENTUM)
+    out = centred * (var + EPS).rsqrt()[:, None]
+    out = out if scale is None else out * scale[:, None]
+    return out if shift is None else out + shift[:, None]
 
 
 # %% ../book/04-factorized.ipynb #27fe7e4a

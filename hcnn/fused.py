@@ -28,6 +28,7 @@ from torch import Tensor
 
 from .axes import PADDINGS, check_axes, check_choice
 from .conv5d import check_stride, check_support, marginal
+from .runtime import rank_mean
 
 EPS, MOMENTUM = 1e-5, 0.1  # as in the factorized layer
 
@@ -455,7 +456,8 @@ def normalized_factors(
         stride: along `h` and `w`.
         padding: "zero" or "periodic".
         training: $m_q$ and $\sigma_q$ of this batch, and gradients
-            through them.
+            through them; of the batches of all ranks, where many
+            processes train.
 
     Returns:
         For each q nine taps, and behind them the constant. A variance that
@@ -480,6 +482,7 @@ def normalized_factors(
                     "or call eval() first"
                 )
             moments = patch_moments(mean, stride=stride, padding=padding)
+            moments, count = rank_mean(moments, count)
             first, second = (moment.to(factors.dtype) for moment in moments)
             _check_finite(second.sum())
             m = factors @ first

@@ -1,4 +1,4 @@
-"""Seeds, devices, precision, whole files, and the record of a machine."""
+"""Seeds, devices, precision, ranks, whole files, the record of a machine."""
 
 import datetime
 import functools
@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
@@ -76,6 +77,55 @@ def _bf16_is_faster(device: torch.device) -> bool:
                 if trial:  # the first warms up
                     best[dtype] = min(seconds, best.get(dtype, seconds))
     return best[torch.float32] >= 1.2 * best[torch.bfloat16]
+
+
+def world_size() -> int:
+    """How many processes train together: 1, or torch.distributed's."""
+    group = torch.distributed
+    if group.is_available() and group.is_initialized():
+        return group.get_world_size()
+    return 1
+
+
+def rank_sum(x: torch.Tensor) -> torch.Tensor:
+    """The sum of an array over all ranks; in one process the array itself.
+
+    Args:
+        x: of the same shape and type in every rank, and all must call.
+
+    Returns:
+        The same in every rank. Differentiable: the gradient of `x` is the
+        sum of all ranks' gradients of the result.
+    """
+    if world_size() == 1:
+        return x
+    from torch.distributed.nn.functional import all_reduce
+
+    return all_reduce(x)
+
+
+def rank_mean(
+    means: Sequence[torch.Tensor], count: int
+) -> tuple[Sequence[torch.Tensor], int | torch.Tensor]:
+    """Means over the values of all ranks, from each rank's own means.
+
+    Args:
+        means: arrays of any shapes, each a mean over `count` values.
+        count: may differ from rank to rank.
+
+    Returns:
+        The means over all of them, and how many they are; in one process
+        the arguments.
+    """
+    if world_size() == 1:
+        return means, count
+    flat = [x.flatten() for x in means]
+    total = rank_sum(torch.cat([*flat, flat[0].new_ones(1)]) * count)
+    *sums, count = total.split([*map(len, flat), 1])
+    means = [
+        (x / count).view(y.shape) for x, y in zip(sums, means, strict=True)
+    ]
+    return means, count.detach()
 
 
 def write(

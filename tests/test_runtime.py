@@ -232,3 +232,39 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         match=r"^save: no folder .*/b for c; make it first$",
     ):
         runtime.write(tmp_path / "b/c", b"", "save")
+
+
+# many processes -------------------------------------------------------------
+
+
+def test_in_one_process_sums_and_means_are_what_they_were():
+    x = torch.ones(3)
+    assert runtime.world_size() == 1
+    assert runtime.rank_sum(x) is x
+    means, count = runtime.rank_mean([x], 7)
+    assert means[0] is x and count == 7
+
+
+def test_a_mean_over_ranks_is_that_of_all_values(tmp_path):
+    """Of two processes with three and with five values, gradients too."""
+    torch.multiprocessing.spawn(uneven_mean, (tmp_path / "store",), nprocs=2)
+
+
+def uneven_mean(rank, store):
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=2
+    )
+    everything = torch.linspace(-1, 2, 16, dtype=torch.float64).view(8, 2)
+    own = everything.split((3, 5))[rank].clone().requires_grad_()
+    means = [own.mean(0).view(2, 1), own.square().mean(0)]
+    (first, second), count = runtime.rank_mean(means, len(own))
+    assert count == 8 and first.shape == (2, 1)
+    (first.square().sum() + second.sum()).backward()
+    whole = everything.requires_grad_()
+    loss = whole.mean(0).square().sum() + whole.square().mean(0).sum()
+    loss.backward()
+    torch.testing.assert_close(first.flatten(), whole.mean(0))
+    # the loss is counted in either process
+    expected = 2 * whole.grad.split((3, 5))[rank]
+    torch.testing.assert_close(own.grad, expected)
+    torch.distributed.destroy_process_group()
