@@ -299,12 +299,9 @@ def periodic(case) -> dict[str, Trial]:
 
 
 def periodic_blocks(mean, kernel, bias_map):
-    x = planes_first(mean).contiguous()
-    return planes_last(
-        fused._in_blocks(
-            x, kernel.flatten(3), bias_map, 1, "periodic", True
-        )
-    )
+    x = fused._wrap(planes_first(mean), 1)
+    out = fused._in_blocks(x, kernel.flatten(3), bias_map, 1, 0, True)
+    return planes_last(out)
 
 
 def fourier_zero(mean, kernel, bias_map):

@@ -656,32 +656,64 @@ def _laps(samples, size):
 
 
 # %% ../book/05-fused.ipynb #f64f2ff9
+def _convolved(inputs, strip, bias, row, column, stride, border):
+    """A block of the band: inputs (n h w b c) to (n h2 w2 windows*d)."""
+    images = _planes(_take(inputs, 3, row.samples))
+    filters = _filters(strip, row, column)
+    z = F.conv2d(images, filters, bias.flatten(), stride, border)
+    return z.permute(0, 2, 3, 1)
+
+
+def _gradients(d_z, images, filters, stride, border, bias=False):
+    """Of images, filters and bias of a conv2d."""
+    return torch.ops.aten.convolution_backward(
+        d_z,
+        images,
+        filters,
+        [len(filters)] if bias else None,
+        stride,
+        border,
+        [1, 1],
+        False,
+        [0, 0],
+        1,
+        [True, True, bias],
+    )
+
+
+def _convolved_backward(d_z, inputs, strip, row, column, stride, border):
+    """Gradients: (n h w rows columns), and of the part of the strip."""
+    d_images, d_filters, _ = _gradients(
+        _planes(d_z),
+        _planes(_take(inputs, 3, row.samples)),
+        _filters(strip, row, column),
+        [stride] * 2,
+        [border] * 2,
+    )
+    d_images = d_images.permute(0, 2, 3, 1)
+    d_images = d_images.unflatten(3, (-1, inputs.shape[4]))
+    return d_images, d_filters.permute(0, 2, 3, 1)
+
+
+# %% ../book/05-fused.ipynb #e8dee609
 class _Banded(torch.autograd.Function):
     """x (n h w b c), kernel (d s1 s2 9), bias map (b2 c2 d)."""
 
     @staticmethod
-    def forward(ctx, x, kernel, bias_map, stride, padding, plan, elu_mean):
-        ctx.about = kernel.dtype, kernel.shape[2], stride, padding, plan
-        ctx.elu_mean, (rows, columns, windows) = elu_mean, plan
+    def forward(ctx, x, kernel, bias_map, plan, where, elu_mean):
+        ctx.about = kernel.dtype, kernel.shape[2], plan, where, elu_mean
+        rows, columns, windows = plan
         strip = _side_by_side(kernel.to(x.dtype), windows)
         bias_map, d = bias_map.to(x.dtype), len(kernel)
-        around = _wrap(x, 1) if padding == "periodic" else x
         saved, outs = [x, strip], []
         for column in columns:
-            inputs = _take(around, 4, column.samples).contiguous()
+            inputs = _take(x, 4, column.samples).contiguous()
             results = []
             for i, row in enumerate(rows):
-                z = F.conv2d(
-                    _planes(_take(inputs, 3, row.samples)),
-                    _filters(strip, row, column),
-                    bias_map[i, column.windows].flatten(),
-                    stride,
-                    _BORDER[padding],
-                )
+                bias = bias_map[i, column.windows]
+                z = _convolved(inputs, strip, bias, row, column, *where)
                 results.append(F.elu_(z) if elu_mean else z)
-            results = [z.permute(0, 2, 3, 1) for z in results]
-            if elu_mean:
-                saved += results
+            saved += results if elu_mean else []
             out = _mean(results) if elu_mean else torch.stack(results, 3)
             outs.append(out.unflatten(-1, (-1, d)))
         if any(ctx.needs_input_grad):
@@ -692,53 +724,37 @@ class _Banded(torch.autograd.Function):
     def backward(ctx, d_out):
         _refuse_second_derivatives()
         x, strip, *results = ctx.saved_tensors
-        dtype, s2, stride, padding, (rows, columns, _) = ctx.about
-        around = _wrap(x, 1) if padding == "periodic" else x
-        if ctx.elu_mean:
-            d_out = d_out.unsqueeze(3)
-            d_out = d_out / len(rows) if len(rows) > 1 else d_out
-        d_x = torch.zeros_like(around)
+        dtype, s2, (rows, columns, _), where, elu_mean = ctx.about
+        if elu_mean and len(rows) > 1:
+            d_out = d_out / len(rows)
+        d_x = torch.zeros_like(x)
         d_strip = torch.zeros_like(strip, dtype=dtype)
         d_bias = d_strip.new_empty(len(rows), *d_out.shape[-2:])
         results = iter(results)
         for column in columns:
-            inputs = _take(around, 4, column.samples).contiguous()
+            inputs = _take(x, 4, column.samples).contiguous()
             d_column = d_out[..., column.windows, :].contiguous()
             count = d_column.shape[-2]
             for i, row in enumerate(rows):
-                if ctx.elu_mean:
-                    d_z = torch.ops.aten.elu_backward(
-                        d_column.flatten(3), 1, 1, 1, True, next(results)
-                    )
-                    d_z = _planes(d_z)
+                if elu_mean:
+                    d_z = _elu_backward(d_column.flatten(3), next(results))
                 else:
-                    d_z = _planes(d_column[:, :, :, i])
-                d_images, d_filters, _ = (
-                    torch.ops.aten.convolution_backward(
-                        d_z,
-                        _planes(_take(inputs, 3, row.samples)),
-                        _filters(strip, row, column),
-                        None,
-                        [stride] * 2,
-                        [_BORDER[padding]] * 2,
-                        [1, 1],
-                        False,
-                        [0, 0],
-                        1,
-                        [True, True, False],
-                    )
+                    d_z = d_column[:, :, :, i].flatten(3)
+                d_images, d_filters = _convolved_backward(
+                    d_z, inputs, strip, row, column, *where
                 )
-                d_images = d_images.permute(0, 2, 3, 1)
-                d_images = d_images.unflatten(3, (-1, inputs.shape[4]))
                 _give(d_x, row.samples, column.samples, d_images)
                 part = d_strip[:count, :, :, row.taps, column.taps]
-                part += d_filters.permute(0, 2, 3, 1).reshape(part.shape)
-                d_bias[i, column.windows] = d_z.sum((0, 2, 3)).view(
+                part += d_filters.reshape(part.shape)
+                d_bias[i, column.windows] = d_z.sum((0, 1, 2)).view(
                     count, -1
                 )
-        d_x = _unwrap(d_x) if padding == "periodic" else d_x
-        d_kernel = _on_each_other(d_strip, s2)
-        return d_x, d_kernel, d_bias, None, None, None, None
+        return d_x, _on_each_other(d_strip, s2), d_bias, None, None, None
+
+
+def _elu_backward(d_out, out):
+    """The gradient before an ELU, from its result."""
+    return torch.ops.aten.elu_backward(d_out, 1, 1, 1, True, out)
 
 
 def _mean(parts):
@@ -755,17 +771,16 @@ def _mean(parts):
 _OUTPUTS = {torch.bfloat16: 128, torch.float16: 128}
 
 
-def _in_blocks(x, kernel, bias_map, stride, padding, elu_mean):
+def _in_blocks(x, kernel, bias_map, stride, border, elu_mean):
     """x (n h w b c), kernel (d s1 s2 9): (n h2 w2 b2 c2 d)."""
+    padding = "zero" if border else "periodic"
     (c2, d), (s1, s2) = bias_map.shape[1:], kernel.shape[1:3]
     outputs = _OUTPUTS.get(x.dtype, 64)
     windows = -(-c2 // max(1, round(c2 * d / outputs)))
     rows = _parts(x.shape[3], s1, padding, 1)
     columns = _parts(x.shape[4], s2, padding, windows)
-    plan = rows, columns, windows
-    return _Banded.apply(
-        x, kernel, bias_map, stride, padding, plan, elu_mean
-    )
+    plan, where = (rows, columns, windows), (stride, border)
+    return _Banded.apply(x, kernel, bias_map, plan, where, elu_mean)
 
 
 # %% ../book/05-fused.ipynb #a5832097
@@ -889,15 +904,18 @@ def banded_conv2d(
     d, s1, s2 = kernel.shape[:3]
     _check_geometry(function, padding, b, c, s1, s2)
     x = mean.permute(0, 3, 4, 1, 2).to(_compute_type(mean)).contiguous()
-    layer, on_cpu = (kernel.flatten(3), bias_map), x.device.type == "cpu"
-    even, border = b % 2 == c % 2 == 0, _BORDER[padding]
+    kernel = kernel.flatten(3)
+    even = b % 2 == c % 2 == 0
     with torch.autocast(x.device.type, enabled=False):
-        if on_cpu and (padding == "zero" or not even):
-            out = _in_blocks(x, *layer, stride, padding, elu_mean)
+        x = _wrap(x, 1) if padding == "periodic" else x
+        if x.device.type != "cpu":
+            product = _whole
+        elif padding == "periodic" and even:
+            product = _by_frequency
         else:
-            x = _wrap(x, 1) if padding == "periodic" else x
-            product = _by_frequency if on_cpu else _whole
-            out = product(x, *layer, stride, border, elu_mean)
+            product = _in_blocks
+        border = _BORDER[padding]
+        out = product(x, kernel, bias_map, stride, border, elu_mean)
     return out.movedim((1, 2), (-2, -1))
 
 
@@ -1063,18 +1081,13 @@ class _Plus(torch.autograd.Function):
             if b2:
                 z = kept[number].permute(0, 2, 3, 1)
                 d_z = _elu_backward_((d_z / b2).repeat(1, 1, 1, b2), z)
-            d_y, d_w, d_b = torch.ops.aten.convolution_backward(
+            d_y, d_w, d_b = _gradients(
                 d_z.permute(0, 3, 1, 2),
                 images,
                 weight,
-                [len(weight)],
                 [2, 1],
                 [border, 0],
-                [1, 1],
-                False,
-                [0, 0],
-                1,
-                [True, True, True],
+                bias=True,
             )
             d_weight += d_w
             d_bias += d_b

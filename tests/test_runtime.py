@@ -247,7 +247,9 @@ def test_in_one_process_sums_and_means_are_what_they_were():
 
 def test_a_mean_over_ranks_is_that_of_all_values(tmp_path):
     """Of two processes with three and with five values, gradients too."""
-    torch.multiprocessing.spawn(uneven_mean, (tmp_path / "store",), nprocs=2)
+    torch.multiprocessing.spawn(
+        uneven_mean, (tmp_path / "store",), nprocs=2
+    )
 
 
 def uneven_mean(rank, store):
