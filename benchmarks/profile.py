@@ -51,7 +51,7 @@ def shares(precision: str) -> dict[str, float]:
         [precision],
         ["training"],
     ).values()
-    bench.warm_up(step, CPU, 1)
+    bench.warm_up(step, CPU, 1.0)
     steps = []
     for _ in range(ROUNDS):
         with profile(activities=[ProfilerActivity.CPU]) as profiled:

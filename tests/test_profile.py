@@ -1,0 +1,72 @@
+"""The profile of a training step counts all of its time, and each once."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks import profile
+from hcnn import bench
+from hcnn.network import preset
+
+
+@pytest.fixture(autouse=True)
+def small(monkeypatch):
+    monkeypatch.setattr(
+        profile, "preset", lambda name: preset("hcnn8-cifar10")
+    )
+    monkeypatch.setattr(profile, "BATCH", 1)
+    monkeypatch.setattr(profile, "ROUNDS", 1)
+
+
+def event(*names):
+    """The first inside the second, and so on."""
+    found = None
+    for name in reversed(names):
+        found = SimpleNamespace(name=name, cpu_parent=found)
+    return found
+
+
+@pytest.mark.parametrize(
+    "names, group",
+    [
+        (["aten::mkldnn_convolution"], "convolutions"),
+        (["aten::convolution_backward", "_BandedBackward"], "convolutions"),
+        (["aten::mkldnn_convolution", "_MomentsBackward"], "moments"),
+        (["aten::dot", "_StridedMoments"], "moments"),
+        (["aten::elu_", "_Banded"], "elu"),
+        (["aten::copy_", "aten::contiguous", "_Banded"], "copies"),
+        (["aten::add_", "_BandedBackward"], "sums"),
+        (["_BandedBackward"], "rest"),
+        (["aten::as_strided", "aten::select"], "rest"),
+    ],
+)
+def test_an_operation_counts_where_it_belongs(names, group):
+    assert profile.group(event(*names)) == group
+
+
+@pytest.mark.parametrize("precision", bench.TYPES)
+def test_the_shares_are_of_the_whole_step(precision):
+    shares = profile.shares(precision)
+    assert sum(shares.values()) == pytest.approx(100)
+    assert all(share > 0 for share in shares.values())
+    # this network is small: most of its time is bookkeeping
+    assert shares["moments"] < 50 and shares["rest"] > 5
+
+
+def test_an_entry_has_shares_and_rates(monkeypatch, capsys):
+    kept = []
+    monkeypatch.setattr(
+        profile.results, "record", lambda *entry: kept.append(entry)
+    )
+    monkeypatch.setattr(profile, "shares", lambda precision: {"elu": 100.0})
+    monkeypatch.setattr("sys.argv", ["profile"])
+    profile.main()
+    ((name, data),) = kept
+    assert name.startswith("profile-")
+    for found in data["pass_rate"].values():
+        assert found.keys() == {"forward", "input", "filters"}
+        assert all(1 < rate < 1e5 for rate in found.values())
+    monkeypatch.setattr("sys.argv", ["profile", "--try"])
+    profile.main()
+    assert len(kept) == 1  # tried, not kept
+    assert "share_percent" in capsys.readouterr().out
