@@ -12,6 +12,7 @@ __all__ = [
     "draw_shapes",
     "shapes10",
     "redraw",
+    "read_image",
     "load_dataset",
     "Augment",
     "standardize",
@@ -512,8 +513,22 @@ def _download(name, kind, root) -> None:
 
 
 # %% ../book/06-data.ipynb #0d5d4513
-def _read_image(path: str, size: int) -> Tensor:
-    """An image file as bytes (3, size, size), by the rules of the folder."""
+def read_image(
+    path: str | Path, size: int
+) -> UInt8[Tensor, "3 {size} {size}"]:
+    """An image file as bytes, by the rules of a folder of images.
+
+    Args:
+        path: of the file; a grey image, one with a palette, with
+            transparency (on white) or of 16 bits a channel is converted.
+        size: height and width of the result, in pixels; what sticks out of
+            a square is cut off on both sides.
+
+    Raises:
+        ValueError: no whole image of 8 or 16 bits a channel.
+
+    Source: {ref}`sec-files`.
+    """
     from PIL import Image, ImageOps
 
     try:
@@ -531,7 +546,7 @@ def _read_image(path: str, size: int) -> Tensor:
             image = image.convert("RGB")
     except Exception as error:  # each decoder raises errors of its own
         raise ValueError(
-            f"load_dataset: {path} cannot be read as an image ({error!r}); "
+            f"read_image: {path} cannot be read as an image ({error!r}); "
             "expected a whole image of 8 or 16 bits a channel; replace or "
             "remove it"
         ) from None
@@ -605,7 +620,7 @@ def _folder(folder: Path, split: str, size: int) -> Dataset:
             files = files[:cut] if split == "test" else files[cut:]
         samples += files
     samples.sort(key=order)  # mixes the classes
-    images = torch.stack([_read_image(path, size) for path, _ in samples])
+    images = torch.stack([read_image(path, size) for path, _ in samples])
     labels = torch.tensor([label for _, label in samples])
     name = folder.resolve().name
     return Dataset(images, labels, tuple(classes), name, split)

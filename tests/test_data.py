@@ -840,7 +840,7 @@ def test_images_are_cut_to_the_middle_square_and_resized(folder):
 
 
 def read(path, size=32):
-    return data_module._read_image(str(path), size)
+    return data_module.read_image(str(path), size)
 
 
 def test_an_image_of_the_right_size_keeps_its_bytes(tmp_path):
@@ -944,7 +944,7 @@ def test_a_broken_file_is_named(folder, ending, fault):
             messages.append(str(error))
     (message,) = messages
     assert re.fullmatch(
-        rf"load_dataset: {path} cannot be read as an image \(\w+\(.+\)\); "
+        rf"read_image: {path} cannot be read as an image \(\w+\(.+\)\); "
         "expected a whole image of 8 or 16 bits a channel; replace or "
         "remove it",
         message,
