@@ -1,5 +1,6 @@
 """One sheet for the figures of the book: fonts, colours, sizes."""
 
+import time
 from contextlib import contextmanager
 
 import matplotlib
@@ -72,3 +73,68 @@ def show_image(axes, image, title: str = "", **options):
     for spine in axes.spines.values():
         spine.set_visible(False)
     return artist
+
+
+def learning_curves(runs: dict[str, list[dict]]):
+    """Loss, and accuracy where it was measured, over the epochs.
+
+    Args:
+        runs: by name, rows with "epoch", "loss" and perhaps "accuracy"
+            (0 to 1), such as the history of a training run or its log.
+    """
+    tested = any(
+        row.get("accuracy") for rows in runs.values() for row in rows
+    )
+    columns = 1 + tested
+    with canvas(1, columns, (4.1 * columns, 2.9), squeeze=False) as drawn:
+        figure, ((left, *rest),) = drawn
+        for name, rows in runs.items():
+            epochs = [row["epoch"] for row in rows]
+            mark = "o-" if len(rows) < 3 else "-"
+            left.plot(
+                epochs, [row["loss"] for row in rows], mark, label=name
+            )
+            if rest:
+                measured = [
+                    r for r in rows if r.get("accuracy") is not None
+                ]
+                rest[0].plot(
+                    [row["epoch"] for row in measured],
+                    [100 * row["accuracy"] for row in measured],
+                    mark,
+                )
+        left.set(xlabel="epoch", ylabel="training loss")
+        for axes in rest:
+            axes.set(xlabel="epoch", ylabel="test accuracy, %")
+        if any(runs):
+            left.legend(fontsize=9)
+    return figure
+
+
+class LiveCurves:
+    """Draws a run while it trains: a callback of a trainer, in a notebook.
+
+    `Trainer(…, callbacks=[LiveCurves()])` shows one figure, which grows.
+
+    Args:
+        seconds: drawn at most so often, and at the end of each epoch.
+    """
+
+    def __init__(self, seconds: float = 2.0):
+        self.seconds, self.rows = seconds, []
+        self.drawn, self.shown = -seconds, None
+
+    def __call__(self, row: dict) -> None:
+        """Take a row of the log, with "epoch", "loss" and "end"."""
+        from IPython.display import display
+
+        self.rows.append(row)
+        now = time.monotonic()
+        if not row["end"] and now < self.drawn + self.seconds:
+            return
+        figure = learning_curves({"": self.rows})
+        if self.shown is None:
+            self.shown = display(figure, display_id=True)
+        else:
+            self.shown.update(figure)
+        self.drawn = now

@@ -9,7 +9,16 @@ import torch
 matplotlib.use("agg")
 import matplotlib.pyplot as plt
 
-from hcnn.figures import BLUE, ORANGE, PAPER, SHEET, canvas, show_image
+from hcnn.figures import (
+    BLUE,
+    ORANGE,
+    PAPER,
+    SHEET,
+    LiveCurves,
+    canvas,
+    learning_curves,
+    show_image,
+)
 
 
 def pixels(figure):
@@ -72,3 +81,39 @@ def test_colours_outside_the_range_are_cut_and_grey_values_are_not(caplog):
     assert colour.get_array().flatten().tolist() == [0, 1, 0.5]
     assert grey.get_array().flatten().tolist() == [-1, 2]
     assert not caplog.records, "matplotlib has to say that it cuts"
+
+
+def test_learning_curves_show_loss_and_what_was_tested():
+    rows = [
+        dict(epoch=1.0, loss=2.0, accuracy=0.5),
+        dict(epoch=1.5, loss=1.5),
+        dict(epoch=2.0, loss=1.0, accuracy=0.75),
+    ]
+    figure = learning_curves({"one": rows, "two": rows[:1]})
+    left, right = figure.axes
+    assert left.lines[0].get_ydata().tolist() == [2.0, 1.5, 1.0]
+    assert right.lines[0].get_xydata().tolist() == [[1, 50], [2, 75]]
+    assert left.get_legend().get_texts()[1].get_text() == "two"
+    without = [dict(epoch=1.0, loss=2.0, accuracy=None)]
+    assert len(learning_curves({"": without}).axes) == 1
+
+
+def test_live_curves_keep_one_figure_up_to_date(monkeypatch):
+    display = pytest.importorskip("IPython.display")
+    shown, updates = [], []
+
+    class Handle:
+        def update(self, figure):
+            updates.append(figure)
+
+    def show(figure, display_id):
+        shown.append(figure)
+        return Handle()
+
+    monkeypatch.setattr(display, "display", show)
+    curves = LiveCurves(seconds=1000.0)
+    for step, end in ((1, False), (2, False), (3, True)):
+        curves(dict(step=step, epoch=step / 3, loss=1.0 / step, end=end))
+    assert len(shown) == len(updates) == 1  # the second came too soon
+    (line,) = updates[0].axes[0].lines
+    assert line.get_ydata().tolist() == [1.0, 1 / 2, 1 / 3]

@@ -1,0 +1,218 @@
+"""Many processes equal one, and a run outlives one that is killed.
+
+torchrun starts this file as a program: python … test_distributed.py FOLDER
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from hcnn import training
+from hcnn.data import shapes10
+from hcnn.network import HCNN, preset
+from hcnn.training import Trainer, checkpoints, distributed, place, recipe
+
+FILE = Path(__file__).resolve()
+FIVE_STEPS = recipe(
+    "quick", epochs=1.0, batch=8, shift=1, ema=0.9, precision="float32"
+)
+LONGER = replace(FIVE_STEPS, epochs=4.0)
+VARIANTS = {
+    "factorized": dict(engine="factorized"),
+    "fused": dict(engine="fused"),
+    "periodic": dict(engine="fused", padding="periodic", output_norm=True),
+    "plus": dict(engine="auto", plus=True),
+    "plus-factorized": dict(engine="factorized", plus=True),
+}
+
+
+def small(n, split="train"):
+    data = shapes10(n, 0, split)
+    return replace(data, images=data.images[..., ::4, ::4].contiguous())
+
+
+def build(data, seed=0, engine="auto", **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        config = preset(
+            "hcnn8-shapes10", K=4, Q=3, support=(1, 3), **changes
+        )
+        about = dict(mean=data.mean, std=data.std)
+        return HCNN(config, engine, **about).double()
+
+
+def train(folder=None, name="fused", **options):
+    """A network in float64 after five steps, and what the run returns."""
+    data, held_out = small(40), small(11, "test")
+    # each process begins with other weights: those of the first count
+    network = build(data, seed=place()[0], **VARIANTS[name])
+    options = (
+        dict(recipe=FIVE_STEPS, device="cpu", progress=False) | options
+    )
+    trainer = Trainer(
+        network, data, folder=folder, test=held_out, **options
+    )
+    return network, trainer.run()
+
+
+def torchrun(folder, *arguments, processes=2, restarts=0):
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone",
+        f"--nproc-per-node={processes}", f"--max-restarts={restarts}",
+        "--monitor-interval=0.5", FILE, folder, *arguments,
+    ]  # fmt: skip
+    paths = [str(FILE.parent.parent), os.environ.get("PYTHONPATH", "")]
+    return subprocess.run(
+        list(map(str, command)),
+        env=os.environ
+        | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths)),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+def results(folder):
+    return torch.load(folder / "results.pt", weights_only=True)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """What two processes find, for every variant."""
+    folder = tmp_path_factory.mktemp("two")
+    done = torchrun(folder, *VARIANTS)
+    assert done.returncode == 0, done.stderr
+    assert "once" in done.stdout and done.stdout.count("once") == 1
+    return results(folder)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_two_processes_equal_one(two, name):
+    """Half the batch each; gradients and batch statistics are shared."""
+    network, result = train(name=name)
+    weights, other = two[name]
+    own = network.state_dict()
+    assert own.keys() == weights.keys()
+    start = build(small(40), **VARIANTS[name]).state_dict()
+    for key, value in own.items():
+        error = (weights[key] - value).abs().max().item()
+        assert error < 1e-10, f"{name}, {key}: {error:.2g}"
+    moved = (own["W3.attribute"] - start["W3.attribute"]).abs().max()
+    assert moved > 1e-3
+    for key in ("accuracy", "mirror_accuracy", "confusion", "steps"):
+        assert other[key] == result[key], key
+    assert other["loss"] == pytest.approx(result["loss"], rel=1e-9)
+    for a, b in zip(other["history"], result["history"], strict=True):
+        assert a == pytest.approx(b, rel=1e-9)
+
+
+def test_a_killed_process_is_replaced_and_the_run_ends(tmp_path):
+    begin = time.monotonic()
+    done = torchrun(tmp_path, "fused", "kill", restarts=1)
+    assert done.returncode == 0, done.stderr
+    assert "killed at step 7" in done.stdout
+    assert time.monotonic() - begin < 60
+    network, _ = train(recipe=LONGER)
+    weights, result = results(tmp_path)["fused"]
+    for key, value in network.state_dict().items():
+        assert (weights[key] - value).abs().max() < 1e-8, key
+    assert [row["step"] for row in result["history"]] == [5, 10, 15, 20]
+
+
+def test_without_a_replacement_the_run_ends_and_keeps_what_it_saved(
+    tmp_path,
+):
+    begin = time.monotonic()
+    done = torchrun(tmp_path, "fused", "kill")
+    assert done.returncode != 0
+    assert time.monotonic() - begin < 60
+    assert checkpoints(tmp_path / "fused")[-1].name == "step-00000005"
+
+
+def test_a_process_that_is_told_to_end_stops_all_at_one_step(tmp_path):
+    """Also those that were not told; what was saved is gone on from."""
+    done = torchrun(tmp_path, "fused", "term", restarts=1)
+    assert done.returncode == 0, done.stderr
+    for rank in range(2):
+        assert f"process {rank} ends: 143" in done.stdout
+    weights, result = results(tmp_path)["fused"]
+    assert result["steps"] == 20
+    network, _ = train(recipe=LONGER)
+    for key, value in network.state_dict().items():
+        assert (weights[key] - value).abs().max() < 1e-8, key
+    rows = (tmp_path / "fused/log.jsonl").read_text().splitlines()
+    assert any('"step": 10,' in row for row in rows)  # where all agreed
+
+
+def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
+    monkeypatch.setattr(training, "place", lambda: (0, 3))
+    data = small(40)
+    with pytest.raises(
+        ValueError, match=r"batch of 8 for 3 .* multiple of 3"
+    ):
+        Trainer(build(data), data, FIVE_STEPS, device="cpu")
+
+
+def test_without_torchrun_there_is_one_process():
+    with distributed() as device:
+        assert place() == (0, 1)
+        assert device.type == (
+            "cuda" if torch.cuda.is_available() else "cpu"
+        )
+    assert not dist.is_initialized()
+
+
+def test_more_processes_than_gpus_are_refused(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "2")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with (
+        pytest.raises(ValueError, match="--nproc-per-node 2"),
+        distributed(),
+    ):
+        pass
+
+
+def main(folder, *names):
+    """The program: train every variant, in however many processes.
+
+    With "kill" the second process dies in step 7, with "term" it is told
+    to end; but only before a restart.
+    """
+    real, found = training.learning_rate, {}
+    last = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
+
+    def deadly(*arguments):
+        if arguments[1] == 6:
+            print("killed at step 7", flush=True)
+            os.kill(os.getpid(), last[names[-1]])
+        return real(*arguments)
+
+    with distributed():
+        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
+        if names[-1] in last and place()[0] == 1 and first:
+            training.learning_rate = deadly
+        for name in [n for n in names if n in VARIANTS]:
+            options = dict(recipe=LONGER) if names[-1] in last else {}
+            try:
+                network, result = train(folder / name, name, **options)
+            except SystemExit as exit:
+                print(f"process {place()[0]} ends: {exit.code}", flush=True)
+                raise
+            found[name] = network.state_dict(), result
+        if place()[0] == 0:
+            print("once")
+            torch.save(found, folder / "results.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), *sys.argv[2:])

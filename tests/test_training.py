@@ -1,0 +1,925 @@
+"""The trainer: recipes, the stream of images, exact resume, bad input."""
+
+import json
+import math
+import os
+import pickle
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import asdict, fields, replace
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from hcnn import training
+from hcnn.data import Augment, Dataset, load_dataset, shapes10
+from hcnn.network import HCNN, preset
+from hcnn.training import (
+    TERMINATED,
+    Recipe,
+    Trainer,
+    batch_indices,
+    checkpoints,
+    data_digest,
+    evaluate,
+    history,
+    learning_rate,
+    parameter_groups,
+    predict,
+    read_checkpoint,
+    recipe,
+    stream,
+    total_steps,
+    write_checkpoint,
+)
+
+HERE = Path(__file__).resolve().parent
+SMALL = dict(K=4, Q=3, support=(1, 3))
+BRIEF = recipe(
+    "quick", epochs=3.0, batch=16, shift=1, ema=0.9, precision="float32"
+)
+
+
+def small(n=40, split="train", seed=0):
+    """Drawn shapes, every fourth pixel of them."""
+    data = shapes10(n, seed, split)
+    return replace(data, images=data.images[..., ::4, ::4].contiguous())
+
+
+def build(data, seed=0, **changes):
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return HCNN(
+            preset("hcnn8-shapes10", **SMALL | changes),
+            mean=data.mean,
+            std=data.std,
+            class_names=data.class_names,
+        )
+
+
+def train(folder=None, *, seed=0, run=None, data=None, **options):
+    """The network after training, and what the run returns."""
+    data = small() if data is None else data
+    options = dict(recipe=BRIEF, progress=False, device="cpu") | options
+    network = build(data, seed)
+    trainer = Trainer(network, data, folder=folder, **options)
+    return network, trainer.run(**run or {})
+
+
+def weights(network):
+    return {k: v.clone() for k, v in network.state_dict().items()}
+
+
+def equal(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.fixture(scope="module")
+def whole():
+    """The weights of a run that nothing interrupted, and its result."""
+    network, result = train(test=small(20, "test"))
+    return weights(network), result
+
+
+# recipes
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(epochs=0.0),
+        dict(epochs=math.nan),
+        dict(epochs=math.inf),
+        dict(batch=0),
+        dict(batch=2.5),
+        dict(learning_rate=-0.1),
+        dict(learning_rate="0.1"),
+        dict(schedule="cosine"),
+        dict(milestones=(1.0,)),
+        dict(schedule="steps", milestones=(2.0, 1.0), factors=(0.5, 0.1)),
+        dict(schedule="steps", milestones=(1.0,), factors=()),
+        dict(schedule="steps", milestones=(1.0,), factors=(0.0,)),
+        dict(warmup=1.5),
+        dict(final=-0.1),
+        dict(momentum=1.0),
+        dict(momentum=0.0),
+        dict(weight_decay=-1e-4),
+        dict(decay="some"),
+        dict(label_smoothing=1.0),
+        dict(ema=1.0),
+        dict(shift=-1),
+        dict(precision="half"),
+    ],
+    ids=str,
+)
+def test_a_recipe_refuses_nonsense(change, no_shape_checks):
+    name = next(iter(change))
+    with pytest.raises(ValueError, match=r"Recipe: .*expected") as error:
+        Recipe(**change)
+    assert name in str(error.value) or name == "momentum"
+
+
+def test_recipes_have_names_and_changes():
+    assert recipe("paper", epochs=3.0) == replace(
+        recipe("paper"), epochs=3.0
+    )
+    with pytest.raises(ValueError, match="'paper', 'authors', 'modern'"):
+        recipe("fast")
+    with pytest.raises(TypeError, match="no field 'rate'"):
+        recipe("paper", rate=1)
+
+
+@pytest.mark.parametrize("name", ["paper", "authors", "modern", "quick"])
+def test_a_recipe_holds_plain_values_and_survives_json(
+    name, no_shape_checks
+):
+    """So that each field can be an option of a command."""
+    own = recipe(name)
+    kinds = (int, float, bool, str)
+    for field in fields(own):
+        value = getattr(own, field.name)
+        if field.type == tuple[float, ...]:
+            assert all(type(v) is float for v in value)
+        else:
+            assert field.type in kinds and type(value) is field.type
+    assert Recipe(**json.loads(json.dumps(asdict(own)))) == own
+
+
+def test_the_paper_divides_by_ten_every_forty_epochs():
+    own, n = recipe("paper"), 50_000
+    assert total_steps(own, n) == 240_000
+    for epoch in (0, 39, 40, 80, 120, 160, 200, 239):
+        expected = 0.25 * 10.0 ** -(epoch // 40)
+        rate = learning_rate(own, epoch * 1000, n)
+        assert rate == pytest.approx(expected, rel=1e-12)
+        assert learning_rate(own, epoch * 1000 + 999, n) == rate
+
+
+def test_one_cycle_rises_and_falls_once():
+    own = Recipe(epochs=10.0, batch=10, warmup=0.25, final=0.1)
+    n = 100
+    rates = [learning_rate(own, t, n) for t in range(100)]
+    assert max(rates) == pytest.approx(0.1, rel=0.03)
+    top = rates.index(max(rates))
+    assert top in (24, 25)
+    assert rates[:top] == sorted(rates[:top]) and rates[0] < 0.003
+    assert rates[top:] == sorted(rates[top:], reverse=True)
+    assert rates[-1] == pytest.approx(0.01, rel=0.07)
+    flat = Recipe(warmup=0.0, final=1.0)
+    assert learning_rate(flat, 0, n) == learning_rate(flat, 9, n) == 0.1
+
+
+def test_only_kernels_decay_if_so_wanted():
+    network = build(small(), plus=True)
+    some = parameter_groups(network, Recipe(weight_decay=0.1))
+    assert [g["weight_decay"] for g in some] == [0.1, 0.0]
+    assert all(p.ndim > 1 for p in some[0]["params"])
+    assert all(p.ndim == 1 for p in some[1]["params"])
+    (every,) = parameter_groups(network, Recipe(decay="all"))
+    count = len(list(network.parameters()))
+    assert sum(len(g["params"]) for g in some) == count
+    assert len(every["params"]) == count
+
+
+# the stream of images
+
+
+@pytest.mark.parametrize("n, batch", [(12, 4), (10, 4), (7, 5), (3, 8)])
+def test_every_image_comes_once_an_epoch_and_every_batch_is_full(n, batch):
+    steps = [batch_indices(t, batch, n, seed=1) for t in range(n * 3)]
+    assert all(len(step) == batch for step in steps)
+    order = torch.cat(steps).tolist()
+    epochs = [order[i : i + n] for i in range(0, len(order), n)]
+    assert all(sorted(epoch) == list(range(n)) for epoch in epochs)
+    assert len(set(map(tuple, epochs))) > 1  # and not in one order
+
+
+def test_random_numbers_follow_from_seed_and_step_alone():
+    first = batch_indices(5, 4, 10, seed=3)
+    batch_indices(0, 4, 10, seed=4)
+    assert torch.equal(batch_indices(5, 4, 10, seed=3), first)
+    assert not torch.equal(batch_indices(5, 4, 10, seed=4), first)
+    draws = [
+        torch.rand(3, generator=stream("augment", seed, step)).tolist()
+        for seed in range(3)
+        for step in range(3)
+    ]
+    assert len(set(map(tuple, draws))) == 9
+
+
+# evaluation
+
+
+def test_evaluation_is_what_a_loop_finds():
+    data = small(30, "test")
+    network = build(data).double().train()
+    found = evaluate(network, data, batch=7)
+    assert network.training  # as it was
+    network.eval()
+    confusion, loss = torch.zeros(10, 10, dtype=torch.int64), 0.0
+    with torch.no_grad():
+        for image, label in zip(data.images, data.labels, strict=True):
+            scores = network(network.standardize(image[None]))[0]
+            confusion[label, scores.argmax()] += 1
+            loss -= scores.log_softmax(0)[label].item() / 30
+    assert torch.equal(found.confusion, confusion)
+    assert found.correct == confusion.diagonal().sum()
+    assert found.count == 30 and found.accuracy == found.correct / 30
+    assert found.loss == pytest.approx(loss, rel=1e-12)
+
+
+def test_mirror_averaging_does_not_see_a_mirror():
+    data = small(10, "test")
+    network = build(data).double()
+    mirrored = data.images.flip(-1)
+    plain = predict(network, data.images)
+    both = predict(network, data.images, mirror=True)
+    torch.testing.assert_close(
+        both, predict(network, mirrored, mirror=True), rtol=0, atol=1e-12
+    )
+    half = (plain + predict(network, mirrored)) / 2
+    torch.testing.assert_close(both, half, rtol=0, atol=1e-12)
+    assert (both - plain).abs().max() > 1e-6
+
+
+# the step
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.8])
+def test_the_trainer_is_gradient_descent_by_hand(ema):
+    """Nesterov's momentum, decay of kernels, smoothing, and the average."""
+    data, n = small(20), 20
+    own = Recipe(
+        epochs=1.0, batch=5, shift=1, label_smoothing=0.1,
+        weight_decay=0.01, ema=ema, precision="float32",
+    )  # fmt: skip
+    network, other = build(data).double(), build(data).double()
+    start = weights(other)
+    Trainer(network, data, own, seed=7, progress=False, device="cpu").run()
+    velocity = {k: 0.0 for k, _ in other.named_parameters()}
+    mean = start
+    for t in range(4):
+        chosen = batch_indices(t, 5, n, 7)
+        draws = stream("augment", 7, t)
+        x = other.standardize(Augment(1)(data.images[chosen], draws))
+        scores = other.train()(x).log_softmax(1)
+        target = 0.9 * F.one_hot(data.labels[chosen], 10).double() + 0.01
+        loss = -(target * scores).sum(1).mean()
+        other.zero_grad()
+        loss.backward()
+        rate = learning_rate(own, t, n)
+        with torch.no_grad():
+            for name, p in other.named_parameters():
+                g = p.grad + (0.01 * p if p.ndim > 1 else 0)
+                velocity[name] = 0.9 * velocity[name] + g
+                p -= rate * (g + 0.9 * velocity[name])
+        decay = min(ema, (2 + t) / (11 + t))
+        now = weights(other)
+        mean = {
+            k: decay * mean[k] + (1 - decay) * v for k, v in now.items()
+        }
+    for name, value in (mean if ema else now).items():
+        torch.testing.assert_close(
+            network.state_dict()[name], value, rtol=0, atol=1e-12
+        )
+    assert not equal(weights(other), start)
+
+
+def test_bf16_and_float32_are_both_had():
+    kept = {}
+    for precision in ("float32", "bf16"):
+        own = replace(BRIEF, epochs=0.5, precision=precision)
+        network, result = train(recipe=own)
+        assert result["precision"] == precision
+        assert network.W3.spatial.dtype == torch.float32
+        kept[precision] = weights(network)
+    assert not equal(*kept.values())
+
+
+# the result
+
+
+def test_the_result_is_json_and_what_evaluation_says(whole, tmp_path):
+    held_out = small(20, "test")
+    network, result = train(tmp_path, test=held_out)
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+    assert result["finished"] and result["steps"] == result["step"] == 8
+    again = HCNN.load(tmp_path / "model.safetensors")
+    assert equal(weights(again), weights(network))  # the averaged weights
+    for own in (network, again):
+        found = evaluate(own, held_out)
+        assert not own.training
+        assert found.accuracy == result["accuracy"]
+        assert found.loss == pytest.approx(result["loss"], rel=1e-6)
+        assert found.confusion.tolist() == result["confusion"]
+    mirrored = evaluate(network, held_out, mirror=True)
+    assert mirrored.accuracy == result["mirror_accuracy"]
+    last = result["history"][-1]
+    assert last["accuracy"] == result["accuracy"] and last["step"] == 8
+    timed = {"seconds", "images_per_second"}
+    for key in result.keys() - timed:  # the folder changes nothing
+        assert result[key] == whole[1][key], key
+    once_more = Trainer(
+        build(small()), small(), BRIEF, folder=tmp_path, test=held_out,
+        progress=False, device="cpu",
+    ).run()  # fmt: skip
+    assert once_more == result
+
+
+def test_mirrored_accuracy_is_that_of_averaged_scores(monkeypatch):
+    judged, real = [], training.judge
+
+    def judge(scores, labels):
+        judged.append(scores)
+        return real(scores, labels)
+
+    monkeypatch.setattr(training, "judge", judge)
+    held_out = small(20, "test")
+    network, _ = train(test=held_out)
+    both = predict(network, held_out.images, mirror=True)
+    plain = predict(network, held_out.images)
+    torch.testing.assert_close(judged[-1], both)
+    torch.testing.assert_close(judged[-2], plain)
+    assert not torch.allclose(plain, both)
+
+
+def test_without_a_test_set_there_is_no_accuracy():
+    _, result = train()
+    assert "accuracy" not in result
+    assert [row["accuracy"] for row in result["history"]] == [None] * 3
+
+
+def test_fewer_images_than_a_batch_are_repeated():
+    data = small(10)
+    own = replace(BRIEF, epochs=0.1, batch=25)
+    network, result = train(data=data, recipe=own)
+    assert result["steps"] == 1 and result["finished"]
+    assert not equal(weights(network), weights(build(data)))
+    seen = Counter(batch_indices(0, 25, 10).tolist())
+    assert sorted(seen.values()) == [2] * 5 + [3] * 5
+
+
+# to go on exactly
+
+
+def test_a_run_in_pieces_equals_one(whole, tmp_path):
+    for piece in range(20):
+        network, result = train(
+            tmp_path,
+            test=small(20, "test"),
+            seed=piece,  # other weights, which the checkpoint replaces
+            run=dict(stop_after=0.0),
+        )
+        assert result["step"] == piece + 1
+        if result["finished"]:
+            break
+    assert piece == 7
+    assert equal(weights(network), whole[0])
+    for key in ("accuracy", "confusion", "loss"):
+        assert result[key] == whole[1][key]
+    for one, two in zip(
+        result["history"], whole[1]["history"], strict=True
+    ):
+        assert one == pytest.approx(two, rel=1e-12)
+
+
+def test_pieces_in_memory_go_on_too(whole):
+    data = small()
+    network = build(data)
+    trainer = Trainer(network, data, BRIEF, progress=False, device="cpu")
+    results = [trainer.run(stop_after=0.0)["finished"] for _ in range(8)]
+    assert results == [False] * 7 + [True]
+    assert equal(weights(network), whole[0])
+
+
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+import test_training as own
+from pathlib import Path
+
+def die(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+def child(work):
+    pid = os.fork()
+    if not pid:
+        try:
+            work()
+            os._exit(0)
+        except BaseException as error:
+            print(repr(error), flush=True)
+            os._exit(1)
+    return os.waitpid(pid, 0)[1]
+
+def interrupted(folder, where, when):
+    real, calls = getattr(own.training, where), []
+    def patched(*arguments):
+        calls.append(1)
+        if len(calls) == when:
+            die()
+        return real(*arguments)
+    setattr(own.training, where, patched)
+    own.train(folder, save_minutes=own.SAVES)
+
+def resumed(folder):
+    network, _ = own.train(folder, save_minutes=own.SAVES, seed=5)
+    torch.save(own.weights(network), folder / "weights.pt")
+
+own.train()  # what a first run imports, once for all children
+for case in sys.argv[3:]:
+    where, when = case.split(":")
+    folder = Path(sys.argv[2], case.replace(":", "-"))
+    status = child(lambda: interrupted(folder, where, int(when)))
+    assert status == signal.SIGKILL, (case, status)
+    status = child(lambda: resumed(folder))
+    assert status == 0, (case, status)
+"""
+SAVES = 0.0004  # minutes: about every second step
+
+
+def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path):
+    """At ten steps, between gradient and update, and amid checkpoints."""
+    cases = [f"learning_rate:{k}" for k in range(1, 11)]
+    cases += ["_sha256:4", "_sync:3", "write:6", "_on_cpu:3"]
+    subprocess.run(
+        [sys.executable, "-c", KILLED, HERE, tmp_path, *cases],
+        check=True,
+        env=os.environ | dict(OMP_NUM_THREADS="1"),
+        cwd=HERE.parent,
+    )
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    network, _ = train()
+    torch.set_num_threads(before)
+    for case in cases:
+        folder = tmp_path / case.replace(":", "-")
+        found = torch.load(folder / "weights.pt", weights_only=True)
+        assert equal(found, weights(network)), case
+        assert not list((folder / "checkpoints").glob(".*")), case
+
+
+def test_sigterm_ends_the_step_saves_and_exits(whole, tmp_path):
+    before = signal.getsignal(signal.SIGTERM)
+
+    def send(row):
+        if row["step"] == 3:  # the end of the first epoch
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as exit:
+        train(tmp_path, callbacks=[send])
+    assert exit.value.code == TERMINATED == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert checkpoints(tmp_path)[-1].name == "step-00000004"
+    network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+
+
+def test_two_checkpoints_are_kept_and_can_be_checked(tmp_path):
+    train(tmp_path, save_minutes=0.0)
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names == ["step-00000007", "step-00000008"]
+    for path in checkpoints(tmp_path):
+        files = sorted(p.name for p in path.iterdir())
+        assert files == [
+            "SHA256SUMS",
+            "model.safetensors",
+            "state.safetensors",
+        ]
+        if shutil.which("sha256sum"):
+            subprocess.run(
+                ["sha256sum", "--check", "--quiet", "SHA256SUMS"],
+                cwd=path,
+                check=True,
+            )
+    assert HCNN.load(path / "model.safetensors").config.K == 4
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def flip(path):
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, harm, name):
+    train(tmp_path, save_minutes=0.0)
+    newest = checkpoints(tmp_path)[-1]
+    harm(newest / name)
+    with pytest.warns(UserWarning, match="step-00000008 is damaged"):
+        network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+    assert read_checkpoint(tmp_path)[3]["step"] == 8  # whole again
+
+
+def test_a_damaged_checkpoint_of_a_later_step_is_removed(tmp_path):
+    for _ in range(4):
+        train(tmp_path, run=dict(stop_after=0.0))
+    newest = checkpoints(tmp_path)[-1]
+    newest.rename(newest.with_name("step-00000006"))  # it is of step 4
+    (newest.parent / ".step-00000009.partial").mkdir()
+    with pytest.warns(UserWarning, match="says that it is of step 4"):
+        train(tmp_path, run=dict(stop_after=0.0))
+    names = sorted(path.name for path in newest.parent.iterdir())
+    assert names == ["step-00000003", "step-00000004"]
+
+
+def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):
+    train(tmp_path, run=dict(stop_after=0.0))
+    before, real = checkpoints(tmp_path), os.replace
+
+    def refuse(source, target):
+        if Path(source).is_dir():
+            files = [path.name for path in Path(source).iterdir()]
+            assert len(files) == 3  # it is whole before it has its name
+            raise OSError("the plug was pulled")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="the plug was pulled"):
+        train(tmp_path)
+    assert checkpoints(tmp_path) == before
+    assert len(list((tmp_path / "checkpoints").iterdir())) == len(before)
+
+
+def test_with_all_checkpoints_damaged_nothing_is_overwritten(tmp_path):
+    train(tmp_path)
+    for path in checkpoints(tmp_path):
+        cut(path / "state.safetensors")
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(ValueError, match=r"all checkpoints .* are damaged"),
+    ):
+        train(tmp_path)
+    assert len(checkpoints(tmp_path)) == 2
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, (str(Bomb.place),)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+def test_a_checkpoint_cannot_run_code(tmp_path, name):
+    """What came from a stranger is numbers and JSON, or is refused."""
+    Bomb.place = tmp_path / "ran"
+    train(tmp_path / "run", save_minutes=0.0)
+    for path in checkpoints(tmp_path / "run"):
+        torch.save(Bomb(), path / name)  # a pickle
+        sums = [
+            f"{training._sha256(p)}  {p.name}\n"
+            for p in path.glob("*.safetensors")
+        ]
+        (path / "SHA256SUMS").write_text("".join(sums))
+    with (
+        pytest.warns(UserWarning, match="is damaged"),
+        pytest.raises(ValueError, match="all checkpoints"),
+    ):
+        train(tmp_path / "run")
+    assert not Bomb.place.exists()
+    pickle.loads(pickle.dumps(Bomb()))  # the bomb is one
+    assert Bomb.place.exists()
+
+
+def test_a_checkpoint_of_other_tensors_is_refused(tmp_path):
+    train(tmp_path, save_minutes=0.0)
+    _, model, state, about = read_checkpoint(tmp_path)
+    del state["momentum.W3.spatial"]
+    network = HCNN.load(checkpoints(tmp_path)[-1] / "model.safetensors")
+    about["step"] = 9
+    write_checkpoint(tmp_path, network, state, about)
+    with pytest.raises(ValueError, match=r"other tensors: momentum\.W3"):
+        train(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options, named",
+    [
+        (dict(recipe=replace(BRIEF, epochs=5.0)), "recipe.epochs is 5.0"),
+        (dict(recipe=replace(BRIEF, ema=0.0)), "recipe.ema is 0.0"),
+        (dict(options=dict(seed=1)), "seed is 1 here and was 0"),
+        (dict(network=dict(Q=4)), "config.Q is 4 here and was 3"),
+        (dict(data=small(seed=1)), "data.sha256"),
+        (dict(data=small(30)), "data.images is 30 here and was 40"),
+    ],
+    ids=["epochs", "ema", "seed", "config", "images", "number"],
+)
+def test_another_run_in_the_folder_is_refused_by_name(
+    tmp_path, options, named
+):
+    train(tmp_path)
+    data = options.get("data") or small()
+    before = checkpoints(tmp_path)
+    with pytest.raises(ValueError, match="belongs to another run") as error:
+        Trainer(
+            build(data, **options.get("network", {})),
+            data,
+            options.get("recipe", BRIEF),
+            folder=tmp_path,
+            progress=False,
+            device="cpu",
+            **options.get("options", {}),
+        ).run()
+    assert named in str(error.value)
+    assert checkpoints(tmp_path) == before
+
+
+def test_the_digest_sees_every_image_label_and_name():
+    data = small(5)
+    images, labels = data.images.clone(), data.labels.clone()
+    images[4, 2, 7, 7] += 1
+    labels[2] += 1
+    others = [
+        replace(data, images=images),
+        replace(data, labels=labels),
+        replace(data, class_names=data.class_names[::-1]),
+        data.subset(4),
+    ]
+    assert len({data_digest(d) for d in [data, *others]}) == 5
+    same = replace(data, images=data.images.clone(), name="other")
+    assert data_digest(same) == data_digest(data)
+
+
+# what a run tells
+
+
+def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
+    train(tmp_path, run=dict(stop_after=0.0))
+    log = tmp_path / "log.jsonl"
+    lines = log.read_text().splitlines()
+    later = json.dumps(json.loads(lines[-1]) | dict(step=5, loss=99.0))
+    log.write_text("\n".join([*lines, later, '{"step": 6, "lo']))
+    _, result = train(tmp_path)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 3, 5, 8]
+    assert max(row["loss"] for row in rows) < 99
+    assert [row["end"] for row in rows] == [False, True, True, True]
+    assert history(rows) == result["history"]
+    for row in rows:
+        rate = learning_rate(BRIEF, row["step"] - 1, 40)
+        assert row["learning_rate"] == rate
+        assert row["epoch"] == row["step"] * 16 / 40
+
+
+def test_the_history_has_the_mean_loss_of_each_epoch():
+    rows = [
+        dict(step=2, epoch=0.5, end=False, loss=3.0),
+        dict(step=3, epoch=1.0, end=True, loss=6.0, accuracy=0.2),
+        dict(step=6, epoch=2.0, end=True, loss=1.0, accuracy=0.4),
+    ]
+    assert history(rows) == [
+        dict(step=3, epoch=1.0, loss=4.0, accuracy=0.2),
+        dict(step=6, epoch=2.0, loss=1.0, accuracy=0.4),
+    ]
+
+
+def test_rows_come_every_few_steps_and_to_callbacks():
+    rows, own = [], replace(BRIEF, batch=5)
+    train(recipe=own, callbacks=[rows.append], log_steps=2)
+    steps = [row["step"] for row in rows]
+    assert steps == list(range(2, 25, 2))
+    assert [row["step"] for row in rows if row["end"]] == [8, 16, 24]
+
+
+def test_one_line_an_epoch_where_there_is_no_terminal(capsys):
+    train(progress=True, test=small(20, "test"))
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 3
+    assert all(
+        "loss" in line and "test" in line and "images/s" in line
+        for line in lines
+    )
+    train(progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_bar_on_a_terminal(capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train(progress=True)
+    out, err = capsys.readouterr()
+    assert not out and "images" in err and "loss" in err
+    assert "128/128" in err.replace(" ", "").replace(".", "")
+
+
+def test_tensorboard_has_the_rows(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator
+
+    train(tmp_path, tensorboard=True, test=small(20, "test"))
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "tensorboard")
+    ).Reload()
+    assert {"loss", "accuracy", "learning_rate"} <= set(
+        events.Tags()["scalars"]
+    )
+    assert [e.step for e in events.Scalars("accuracy")] == [3, 5, 8]
+
+
+def test_tensorboard_without_its_package_says_what_to_install(
+    tmp_path, monkeypatch
+):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ImportError, match=r"hcnn\[tensorboard\]"):
+        train(tmp_path, tensorboard=True)
+
+
+# bad input
+
+
+@pytest.mark.parametrize("save_minutes", [0.0, 5.0])
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, save_minutes):
+    own = replace(BRIEF, learning_rate=1e30, epochs=10.0)
+    with pytest.raises(
+        FloatingPointError, match=r"step \d+.*is the last good checkpoint"
+    ):
+        train(tmp_path, recipe=own, save_minutes=save_minutes)
+    path, model, state, about = read_checkpoint(tmp_path)
+    for tensor in [*model.values(), *state.values()]:
+        assert tensor.isfinite().all()
+
+
+def test_weights_that_are_not_finite_are_not_saved(tmp_path, monkeypatch):
+    """The loss of a step is that of the weights before it."""
+    real = training.learning_rate
+
+    def rate(recipe, step, n):
+        return math.inf if step == 7 else real(recipe, step, n)
+
+    monkeypatch.setattr(training, "learning_rate", rate)
+    with pytest.raises(
+        FloatingPointError, match="weight is not finite after step 8"
+    ):
+        train(tmp_path)
+    assert checkpoints(tmp_path)[-1].name == "step-00000005"
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+@pytest.mark.parametrize("engine", ["factorized", "fused"])
+def test_the_error_names_the_step_that_went_wrong(monkeypatch, engine):
+    real = training.learning_rate
+
+    def rate(recipe, step, n):
+        return math.nan if step == 5 else real(recipe, step, n)
+
+    monkeypatch.setattr(training, "learning_rate", rate)
+    data, own = small(), replace(BRIEF, batch=2)
+    network = build(data)
+    network.engine = engine
+    trainer = Trainer(network, data, own, progress=False, device="cpu")
+    with pytest.raises(FloatingPointError, match=r"step 7 .*learning_rate"):
+        trainer.run()
+
+
+def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, whole):
+    train(tmp_path, run=dict(stop_after=0.0))
+    before = checkpoints(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (6000, hard))
+    try:  # a file cannot grow beyond that, as if there were no room
+        with pytest.raises(
+            OSError, match=r"checkpoint of step 3.*make room"
+        ):
+            train(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, handler)
+    assert checkpoints(tmp_path) == before
+    assert not list((tmp_path / "checkpoints").glob(".*"))
+    network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_once(
+    tmp_path, monkeypatch
+):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(OSError, match=r"Trainer: the folder could not be"):
+        train(tmp_path / "file")
+    real = os.fsync
+
+    def refuse(handle):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(os, "fsync", refuse)
+    with pytest.raises(PermissionError, match="change the permissions"):
+        train(tmp_path / "run")
+    monkeypatch.setattr(os, "fsync", real)
+
+
+def pictures(folder):
+    """A folder of images of many sizes and modes, two classes."""
+    from PIL import Image
+
+    modes = {"L": 90, "RGB": (9, 80, 200), "RGBA": (9, 80, 20, 99)}
+    for label, name in enumerate(("cat", "dog")):
+        (folder / name).mkdir(parents=True)
+        for index in range(6):
+            mode = list(modes)[index % 3]
+            size = (9 + 3 * index, 20 - index)
+            colour = modes[mode]
+            image = Image.new(mode, size, colour)
+            image.putpixel((label, index), 255 if mode == "L" else colour)
+            image.save(folder / name / f"{index}.png")
+
+
+def test_a_folder_of_mixed_images_trains_and_may_vanish(tmp_path):
+    """Grey, colour and transparent ones, converted as chapter 06 says."""
+    pictures(tmp_path / "pets")
+    data = load_dataset(tmp_path / "pets", size=8)
+    held_out = load_dataset(tmp_path / "pets", "test", size=8)
+    shutil.rmtree(tmp_path / "pets")  # the images are in memory
+    network = build(data, classes=2)
+    result = Trainer(
+        network, data, BRIEF, folder=tmp_path / "run", test=held_out,
+        progress=False, device="cpu",
+    ).run()  # fmt: skip
+    assert result["finished"] and len(result["confusion"]) == 2
+    with pytest.raises(
+        FileNotFoundError, match="no data set and no folder"
+    ):
+        load_dataset(tmp_path / "pets", size=8)
+
+
+def test_a_class_without_images_is_refused(tmp_path):
+    pictures(tmp_path)
+    (tmp_path / "fish").mkdir()
+    with pytest.raises(ValueError, match=r"fish holds no image"):
+        load_dataset(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "fault, message",
+    [
+        ("one class", "has 1 classes and the network 10"),
+        ("classes", r"has 3 classes and the network 10.*classes=3"),
+        ("test", "expected the same"),
+        ("shift", "expected a shift below 8"),
+        ("moments", "no mean and std"),
+        ("grey", "expected one for each channel"),
+        ("no folder", "tensorboard=True without a folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_training(
+    fault, message, no_shape_checks
+):
+    data, own, options = small(), BRIEF, {}
+    network = build(data)
+    if fault == "one class":
+        zeros = torch.zeros_like(data.labels)
+        data = Dataset(data.images, zeros, ("disk",), "one", "train")
+    elif fault == "classes":
+        names = ("a", "b", "c")
+        data = Dataset(data.images, data.labels % 3, names, "3", "train")
+    elif fault == "test":
+        names = data.class_names[::-1]
+        options = dict(test=replace(data, class_names=names))
+    elif fault == "shift":
+        own = replace(own, shift=8)
+    elif fault == "moments":
+        network = HCNN(preset("hcnn8-shapes10", **SMALL))
+    elif fault == "grey":
+        grey = data.images[:, :1].contiguous()
+        data = replace(data, images=grey)
+    else:
+        options = dict(tensorboard=True)
+    with pytest.raises(ValueError, match=message):
+        Trainer(network, data, own, progress=False, device="cpu", **options)
+
+
+def test_a_label_beyond_the_classes_is_refused():
+    data = small()
+    data = replace(data, labels=data.labels + 5)
+    with pytest.raises(ValueError, match=r"labels from 5 to 14"):
+        Trainer(build(small()), data, BRIEF, device="cpu")
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+def test_a_run_on_a_gpu_goes_on_and_ends(tmp_path):
+    data = small(200)
+    network = build(data)
+    own = replace(BRIEF, precision="bf16")
+    options = dict(folder=tmp_path, progress=False, test=small(50, "test"))
+    first = Trainer(network, data, own, **options).run(stop_after=0.0)
+    assert not first["finished"] and first["step"] == 1
+    result = Trainer(build(data, 3), data, own, **options).run()
+    assert result["finished"]
+    again = HCNN.load(tmp_path / "model.safetensors").cuda()
+    found = evaluate(again, small(50, "test"))
+    assert found.accuracy == result["accuracy"]
