@@ -11,11 +11,11 @@ PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input -
 # One process a core, one thread a process: more threads than cores only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8
 
-.PHONY: help book test check chapters bench lab install clean
+.PHONY: help book test check chapters bench results-gpu results-gpu-dry lab install clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 book: $(READY) $(VENDOR) ## build the book; prints where it is
 	$(BIN)/jupyter-book build book/
@@ -43,6 +43,13 @@ chapters: $(READY) ## after an edit of book/NN-name.md: update, export, execute,
 
 bench: $(READY) ## measure speed and memory into results/, in hours (ONLY=must-show: minutes)
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
+
+results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece, which ends with status 3)
+	$(BIN)/python -m benchmarks.full $(if $(MINUTES),--minutes $(MINUTES))
+
+results-gpu-dry: $(READY) ## the same for a few steps on the CPU
+	rm -rf runs/dry
+	$(BIN)/python -m benchmarks.full --dry
 
 lab: $(LAB) ## open the chapters live in JupyterLab
 	$(BIN)/python -m jupyter lab book/

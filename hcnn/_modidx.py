@@ -149,16 +149,16 @@ d = {
                 "06-data.html#_random_words",
                 "hcnn/data.py",
             ),
-            "hcnn.data._read_image": (
-                "06-data.html#_read_image",
-                "hcnn/data.py",
-            ),
             "hcnn.data.draw_shapes": (
                 "06-data.html#draw_shapes",
                 "hcnn/data.py",
             ),
             "hcnn.data.load_dataset": (
                 "06-data.html#load_dataset",
+                "hcnn/data.py",
+            ),
+            "hcnn.data.read_image": (
+                "06-data.html#read_image",
                 "hcnn/data.py",
             ),
             "hcnn.data.redraw": ("06-data.html#redraw", "hcnn/data.py"),
@@ -187,6 +187,10 @@ d = {
             ),
             "hcnn.factorized.FactorizedConv5d.forward": (
                 "04-factorized.html#factorizedconv5d.forward",
+                "hcnn/factorized.py",
+            ),
+            "hcnn.factorized._normalize_over_ranks": (
+                "04-factorized.html#_normalize_over_ranks",
                 "hcnn/factorized.py",
             ),
             "hcnn.factorized.attribute_step": (
@@ -273,6 +277,10 @@ d = {
                 "05-fused.html#_assembly",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._by_frequency": (
+                "05-fused.html#_by_frequency",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._check_finite": (
                 "05-fused.html#_check_finite",
                 "hcnn/fused.py",
@@ -289,8 +297,20 @@ d = {
                 "05-fused.html#_compute_type",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._convolved": (
+                "05-fused.html#_convolved",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._convolved_backward": (
+                "05-fused.html#_convolved_backward",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._dot": ("05-fused.html#_dot", "hcnn/fused.py"),
             "hcnn.fused._edges": ("05-fused.html#_edges", "hcnn/fused.py"),
+            "hcnn.fused._elu_backward": (
+                "05-fused.html#_elu_backward",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._elu_backward_": (
                 "05-fused.html#_elu_backward_",
                 "hcnn/fused.py",
@@ -303,8 +323,33 @@ d = {
                 "05-fused.html#_filters",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._frequencies": (
+                "05-fused.html#_frequencies",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._give": ("05-fused.html#_give", "hcnn/fused.py"),
+            "hcnn.fused._gradients": (
+                "05-fused.html#_gradients",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._images": (
+                "05-fused.html#_images",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._in_blocks": (
+                "05-fused.html#_in_blocks",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._inside": (
+                "05-fused.html#_inside",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._laps": ("05-fused.html#_laps", "hcnn/fused.py"),
+            "hcnn.fused._mean": ("05-fused.html#_mean", "hcnn/fused.py"),
+            "hcnn.fused._on_each_other": (
+                "05-fused.html#_on_each_other",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._parts": ("05-fused.html#_parts", "hcnn/fused.py"),
             "hcnn.fused._patches": (
                 "05-fused.html#_patches",
@@ -322,6 +367,10 @@ d = {
                 "05-fused.html#_refuse_second_derivatives",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._shifted": (
+                "05-fused.html#_shifted",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._side_by_side": (
                 "05-fused.html#_side_by_side",
                 "hcnn/fused.py",
@@ -331,6 +380,8 @@ d = {
                 "05-fused.html#_unwrap",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._waves": ("05-fused.html#_waves", "hcnn/fused.py"),
+            "hcnn.fused._whole": ("05-fused.html#_whole", "hcnn/fused.py"),
             "hcnn.fused._wrap": ("05-fused.html#_wrap", "hcnn/fused.py"),
             "hcnn.fused.band": ("05-fused.html#band", "hcnn/fused.py"),
             "hcnn.fused.banded_conv2d": (
@@ -603,6 +654,10 @@ d = {
                 "07-network.html#load_network",
                 "hcnn/network.py",
             ),
+            "hcnn.network.load_pretrained": (
+                "07-network.html#load_pretrained",
+                "hcnn/network.py",
+            ),
             "hcnn.network.plain_conv2d": (
                 "07-network.html#plain_conv2d",
                 "hcnn/network.py",
@@ -611,9 +666,255 @@ d = {
                 "07-network.html#preset",
                 "hcnn/network.py",
             ),
+            "hcnn.network.pretrained": (
+                "07-network.html#pretrained",
+                "hcnn/network.py",
+            ),
             "hcnn.network.save_network": (
                 "07-network.html#save_network",
                 "hcnn/network.py",
+            ),
+        },
+        "hcnn.training": {
+            "hcnn.training.Evaluation": (
+                "08-training.html#evaluation",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Evaluation.accuracy": (
+                "08-training.html#evaluation.accuracy",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal": (
+                "08-training.html#journal",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal.__init__": (
+                "08-training.html#journal.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal.add": (
+                "08-training.html#journal.add",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal.close": (
+                "08-training.html#journal.close",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal.open": (
+                "08-training.html#journal.open",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Journal.sync": (
+                "08-training.html#journal.sync",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Recipe": (
+                "08-training.html#recipe",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Recipe.__post_init__": (
+                "08-training.html#recipe.__post_init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer": (
+                "08-training.html#trainer",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer.__init__": (
+                "08-training.html#trainer.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._advance": (
+                "08-training.html#trainer._advance",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._agree": (
+                "08-training.html#trainer._agree",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._log": (
+                "08-training.html#trainer._log",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._restore": (
+                "08-training.html#trainer._restore",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._result": (
+                "08-training.html#trainer._result",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._save": (
+                "08-training.html#trainer._save",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._scores": (
+                "08-training.html#trainer._scores",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._start": (
+                "08-training.html#trainer._start",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._stop_at": (
+                "08-training.html#trainer._stop_at",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._tensors": (
+                "08-training.html#trainer._tensors",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._train": (
+                "08-training.html#trainer._train",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer._writing": (
+                "08-training.html#trainer._writing",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer.epoch": (
+                "08-training.html#trainer.epoch",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer.model": (
+                "08-training.html#trainer.model",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Trainer.run": (
+                "08-training.html#trainer.run",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar": (
+                "08-training.html#_bar",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar.__enter__": (
+                "08-training.html#_bar.__enter__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar.__exit__": (
+                "08-training.html#_bar.__exit__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar.__init__": (
+                "08-training.html#_bar.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar.tell": (
+                "08-training.html#_bar.tell",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Bar.update": (
+                "08-training.html#_bar.update",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._check": (
+                "08-training.html#_check",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._noting_sigterm": (
+                "08-training.html#_noting_sigterm",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._on_cpu": (
+                "08-training.html#_on_cpu",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._order": (
+                "08-training.html#_order",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._parallel": (
+                "08-training.html#_parallel",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._read": (
+                "08-training.html#_read",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._sha256": (
+                "08-training.html#_sha256",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._summary_writer": (
+                "08-training.html#_summary_writer",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._sync": (
+                "08-training.html#_sync",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.batch_indices": (
+                "08-training.html#batch_indices",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.checkpoints": (
+                "08-training.html#checkpoints",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.data_digest": (
+                "08-training.html#data_digest",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.differences": (
+                "08-training.html#differences",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.distributed": (
+                "08-training.html#distributed",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.evaluate": (
+                "08-training.html#evaluate",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.follow": (
+                "08-training.html#follow",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.history": (
+                "08-training.html#history",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.judge": (
+                "08-training.html#judge",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.learning_rate": (
+                "08-training.html#learning_rate",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.parameter_groups": (
+                "08-training.html#parameter_groups",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.place": (
+                "08-training.html#place",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.predict": (
+                "08-training.html#predict",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.read_checkpoint": (
+                "08-training.html#read_checkpoint",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.recipe": (
+                "08-training.html#recipe",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.stream": (
+                "08-training.html#stream",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.total_steps": (
+                "08-training.html#total_steps",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.write_checkpoint": (
+                "08-training.html#write_checkpoint",
+                "hcnn/training.py",
             ),
         },
     },

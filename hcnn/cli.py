@@ -4,18 +4,282 @@ A command is a function: its arguments are the options, its docstring the
 help. An error ends it with one line and exit status 2.
 """
 
+import shlex
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
-from tyro.conf import Positional, arg
+from tyro.conf import OmitArgPrefixes, Positional, arg
 
+EXPECTED = (
+    ValueError,
+    OSError,
+    ImportError,
+    ArithmeticError,
+    NotImplementedError,
+)
+UNFINISHED = 3  # exit status of a run that stopped because time was over
+
+
+def _or(words, metavar=None):
+    """What stands in the help where None is the default."""
+    return arg(metavar=metavar, help_behavior_hint=f"(default: {words})")
+
+
+OURS = "the recipe's"
+THEIRS = "the model's"
 Saved = Annotated[Path, Positional, arg(metavar="FILE")]
-Written = Annotated[
-    Path | None, arg(metavar="FILE", help_behavior_hint="(default: none)")
-]
+Written = Annotated[Path | None, _or("none", "FILE")]
+Number = Annotated[float | None, _or(OURS, "X")]
+Whole = Annotated[int | None, _or(OURS, "N")]
+Numbers = Annotated[tuple[float, ...] | None, _or(OURS, "X")]
+Switch = Annotated[bool | None, _or(OURS, "True|False")]
+
+
+@dataclass(frozen=True)
+class RecipeChanges:
+    """Changes of the recipe; its fields are explained in chapter 08."""
+
+    epochs: Number = None
+    """Passes over all images."""
+    batch: Whole = None
+    """Images in a step, of all processes together."""
+    learning_rate: Number = None
+    """The highest."""
+    schedule: Annotated[
+        Literal["steps", "one-cycle"] | None, _or(OURS, "NAME")
+    ] = None
+    """steps or one-cycle."""
+    milestones: Numbers = None
+    """Epochs at which the schedule "steps" changes the rate."""
+    factors: Numbers = None
+    """What it is multiplied by from each of them on."""
+    warmup: Number = None
+    """Share of the steps in which "one-cycle" rises."""
+    final: Number = None
+    """Share of the rate that "one-cycle" ends with."""
+    momentum: Number = None
+    """Share of the last step that is kept."""
+    nesterov: Switch = None
+    """Look ahead by the momentum."""
+    weight_decay: Number = None
+    """Added to the gradient, times the weight."""
+    decay: Annotated[
+        Literal["all", "kernels"] | None, _or(OURS, "NAME")
+    ] = None
+    """Which parameters decay, all or kernels."""
+    label_smoothing: Number = None
+    """Share of a label given to all classes alike."""
+    ema: Number = None
+    """Decay of an average of the weights, 0 for none."""
+    shift: Whole = None
+    """Images move by up to so many pixels."""
+    flip: Switch = None
+    """Half of the images are mirrored."""
+    precision: Annotated[
+        Literal["auto", "bf16", "float32"] | None, _or(OURS, "NAME")
+    ] = None
+    """auto, bf16 or float32."""
+
+
+@dataclass(frozen=True)
+class ModelChanges:
+    """Changes of the model; its fields are explained in chapter 07."""
+
+    K: Annotated[int | None, _or(THEIRS, "N")] = None
+    """Values of an attribute when it is made."""
+    Q: Annotated[int | None, _or(THEIRS, "N")] = None
+    """Factors of a filter."""
+    support: Annotated[tuple[int, int] | None, _or(THEIRS, "N N")] = None
+    """Of the filters along both attributes."""
+    padding: Annotated[
+        Literal["zero", "periodic"] | None, _or(THEIRS, "NAME")
+    ] = None
+    """zero or periodic."""
+    plus: Annotated[bool | None, _or(THEIRS, "True|False")] = None
+    """The variant (+)."""
+    output_norm: Annotated[bool | None, _or(THEIRS, "True|False")] = None
+    """A normalization after each layer."""
+
+
+def train(
+    *,
+    data: str = "shapes10",
+    model: Annotated[str | None, _or("hcnn8-DATA", "PRESET")] = None,
+    recipe: str = "quick",
+    out: Annotated[Path | None, _or("runs/MODEL-RECIPE", "FOLDER")] = None,
+    seeds: tuple[int, ...] = (0,),
+    validation: int = 0,
+    minutes: Annotated[float | None, _or("no limit", "X")] = None,
+    device: Annotated[str | None, _or("the best one", "NAME")] = None,
+    record: Annotated[str | None, _or("none", "NAME")] = None,
+    tensorboard: bool = False,
+    recipe_changes: OmitArgPrefixes[RecipeChanges] = RecipeChanges(),
+    model_changes: OmitArgPrefixes[ModelChanges] = ModelChanges(),
+) -> None:
+    """Train a network, or go on with a run that stopped.
+
+    The same command goes on from the newest checkpoint in its folder.
+    SIGTERM saves and ends it, with status 143. With many GPUs or machines:
+    torchrun --nproc-per-node N -m hcnn train …
+
+    Args:
+        data: cifar10, cifar100, shapes10, or a folder with a folder of
+            images for each class. HCNN_DATA says where CIFAR is.
+        model: a preset, such as hcnn-cifar10 or hcnn8-cifar10-periodic.
+        recipe: paper, authors, modern or quick.
+        out: folder of the run.
+        seeds: one network is trained for each.
+        validation: set so many training images aside, and test on them
+            instead of the test set.
+        minutes: stop after so many, saved, with status 3.
+        device: cpu, cuda or cuda:N.
+        record: of the entry to add to the project's ledger at the end.
+        tensorboard: write event files into the folder, too.
+    """
+    from . import runs
+    from .training import distributed, place
+    from .training import recipe as known
+
+    changes, config = (
+        {k: v for k, v in asdict(own).items() if v is not None}
+        for own in (recipe_changes, model_changes)
+    )
+    model = model or runs.default_model(data)
+    title = Path(data).name if data not in runs.NAMED else None
+    name = "-".join(filter(None, (model, title, recipe)))
+    folder = out or Path("runs", name)
+    with distributed() as best:
+        done = runs.train(
+            runs.Run(
+                model=model,
+                recipe_name=recipe,
+                recipe=known(recipe, **changes),
+                data=data,
+                changes=config,
+                validation=validation,
+            ),
+            folder,
+            seeds,
+            minutes=minutes,
+            device=device or best,
+            command=shlex.join(["hcnn", *sys.argv[1:]]),
+            tensorboard=tensorboard,
+        )
+        first = place()[0] == 0
+    if done is None:
+        if first:
+            print(f"{folder}: saved; the same command goes on")
+        sys.exit(UNFINISHED)
+    if not first:
+        return
+    for row in done["seeds"]:
+        print(
+            f"seed {row['seed']}: {100 * row['accuracy']:.2f} % of "
+            f"{done['data']['test_images']:,} images, "
+            f"{100 * row['mirror_accuracy']:.2f} % with mirror images, "
+            f"{row['images_per_second']:.0f} images/s"
+        )
+    if record is not None:
+        print(runs.record(folder, record))
+    print(f"{folder}: finished; see hcnn evaluate {folder}")
+
+
+def evaluate(
+    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    /,
+    *,
+    device: Annotated[str | None, _or("the best one", "NAME")] = None,
+) -> None:
+    """Evaluate the networks of a finished run on its test images again.
+
+    Prints what is found beside what was recorded. On another kind of
+    device a few images may differ; more than 3 are an error.
+
+    Args:
+        folder: one that hcnn train wrote, or an entry of the ledger, such
+            as results/train-hcnn8-cifar10-modern-1.
+        device: cpu, cuda or cuda:N.
+    """
+    from . import runs
+
+    def tell(row, plain, mirrored):
+        print(
+            f"seed {row['seed']}: {100 * plain.accuracy:.2f} % "
+            f"({plain.correct:,} of {plain.count:,} images; recorded "
+            f"{100 * row['accuracy']:.2f} %), with mirror images "
+            f"{100 * mirrored.accuracy:.2f} %",
+            flush=True,
+        )
+
+    found = runs.evaluate_run(folder, device=device, tell=tell)
+    for row in found:
+        apart = abs(row["correct"] - row["recorded"])
+        if apart > runs.APART:
+            raise ValueError(
+                f"evaluate: seed {row['seed']} has {row['correct']} correct "
+                f"images and had {row['recorded']}; expected at most "
+                f"{runs.APART} apart; the network or PyTorch has changed"
+            )
+
+
+def predict(
+    images: Annotated[
+        tuple[Path, ...],
+        Positional,
+        arg(metavar="IMAGE…", help_behavior_hint="(required)"),
+    ],
+    /,
+    *,
+    model: str,
+    top: int = 3,
+    size: int = 32,
+) -> None:
+    """Say what is on images: class names and probabilities.
+
+    Args:
+        images: files of any usual kind; the middle square is taken.
+        model: a network that comes with the package (hcnn info lists
+            them), the folder of a run, or the file of a network.
+        top: classes to name for each image.
+        size: side in pixels that images are brought to; that of the
+            training images.
+    """
+    import torch
+
+    from . import runs
+    from .data import read_image
+    from .training import predict as scores_of
+
+    if not images:
+        raise ValueError(
+            "predict: no image; name at least one file before --model"
+        )
+    network = runs.find_network(model)
+    pixels = torch.stack([read_image(path, size) for path in images])
+    shares = scores_of(network, pixels).softmax(1)
+    names = network.class_names or range(network.config.classes)
+    for path, row in zip(images, shares, strict=True):
+        best = row.sort(descending=True)
+        told = ", ".join(
+            f"{names[k]} {100 * share:.1f} %"
+            for share, k in zip(
+                best.values[:top].tolist(),
+                best.indices[:top].tolist(),
+                strict=True,
+            )
+        )
+        print(f"{path}: {told}")
+
+
+def info() -> None:
+    """Show devices, data sets, networks and runs that are found here."""
+    from .runs import overview
+
+    print(overview())
 
 
 def export(
@@ -90,7 +354,14 @@ def bench(
     run(model, batch, size, repeats, memory=memory)
 
 
-COMMANDS = {"export": export, "bench": bench}
+COMMANDS = {
+    "train": train,
+    "evaluate": evaluate,
+    "predict": predict,
+    "info": info,
+    "bench": bench,
+    "export": export,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -108,7 +379,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             description="Multiscale hierarchical convolutional networks.",
             args=arguments or ["--help"],
         )
-    except (ValueError, OSError, ImportError, NotImplementedError) as error:
+    except EXPECTED as error:
         print(f"hcnn: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:

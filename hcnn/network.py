@@ -26,14 +26,18 @@ __all__ = [
     "description",
     "save_network",
     "load_network",
+    "pretrained",
+    "load_pretrained",
     "export_onnx",
 ]
 
 # %% ../book/07-network.ipynb #d2cc636b
 import copy
+import hashlib
 import json
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
+from importlib import resources
 from pathlib import Path
 
 import torch
@@ -1025,6 +1029,53 @@ def _read(path):
             "a checkpoint that HCNN.save wrote"
         ) from None
     return about, tensors
+
+
+# %% ../book/07-network.ipynb #de61b79a
+def pretrained() -> dict[str, dict]:
+    """The networks that come with the package, by name.
+
+    Returns:
+        For each its `path`, its `sha256`, the `entry` of the ledger and
+        the `seed` it is from, the `accuracy` recorded there, and the
+        `data` it was tested on.
+
+    Source: {ref}`sec-pretrained`.
+    """
+    folder = Path(str(resources.files("hcnn"))) / "weights"
+    index = json.loads((folder / "index.json").read_text("utf-8"))
+    return {
+        name: dict(about, path=folder / f"{name}.safetensors")
+        for name, about in index.items()
+    }
+
+
+def load_pretrained(name: str, engine: str = "auto") -> HCNN:
+    """A trained network that comes with the package.
+
+    Args:
+        name: such as "hcnn8-shapes10"; `pretrained` lists them.
+        engine: as for `HCNN`.
+
+    Returns:
+        The network on the CPU, in `eval`, with the moments and the class
+        names of its training images.
+
+    Raises:
+        ValueError: no network of this name comes with the package, or its
+            file is not the one that was shipped.
+
+    Source: {ref}`sec-pretrained`.
+    """
+    known = pretrained()
+    check_choice("load_pretrained", "name", name, known)
+    path, digest = known[name]["path"], known[name]["sha256"]
+    if hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+        raise ValueError(
+            f"load_pretrained: {path} is not the file that was shipped; "
+            "expected another SHA-256 sum; install the package again"
+        )
+    return HCNN.load(path, engine)
 
 
 # %% ../book/07-network.ipynb #8a8ab2c1

@@ -21,7 +21,7 @@ LEVELS = (
     {"network"},
     {"training"},
     {"baselines", "translations"},
-    {"figures", "widgets", "bench"},
+    {"figures", "widgets", "bench", "runs"},
     {"cli"},
     {"__main__"},
 )

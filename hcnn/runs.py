@@ -1,0 +1,382 @@
+"""Training runs as folders: one model, one recipe, a row for each seed.
+
+A run lives in a folder of its own, usually in `runs/`: for each seed a
+folder of the trainer, and at the end `run.json`, which is also what an entry
+of the ledger holds.
+"""
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+from . import results, runtime
+from .data import Dataset, load_dataset
+from .network import (
+    HCNN,
+    Cascade,
+    HCNNConfig,
+    load_pretrained,
+    preset,
+    pretrained,
+)
+from .training import (
+    Evaluation,
+    Recipe,
+    Trainer,
+    checkpoints,
+    data_digest,
+    evaluate,
+    place,
+)
+
+NAMED = ("cifar10", "cifar100", "shapes10")
+APART = 3  # correct images by which two kinds of device may differ
+
+
+def datasets(
+    data: str, validation: int = 0, root: str | None = None
+) -> tuple[Dataset, Dataset]:
+    """The images to train on, and those to test on.
+
+    Args:
+        data: name of a data set, or the path of a folder of images.
+        validation: so many training images, the last ones, are set aside
+            and tested on; the test set is not looked at.
+        root: where CIFAR's files are.
+
+    Raises:
+        ValueError: more validation images than leave any to train on.
+    """
+    train = load_dataset(data, "train", root)
+    if not validation:
+        return train, load_dataset(data, "test", root)
+    kept = len(train) - validation
+    if not 0 < kept < len(train):
+        raise ValueError(
+            f"train: {validation} of {len(train)} images for validation; "
+            f"expected 0 to {len(train) - 1}, so that some are left to "
+            "train on"
+        )
+    return train.subset(kept), train.subset(range(kept, len(train)))
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is trained, on what, and how.
+
+    Args:
+        model: name of a preset, such as "hcnn8-cifar10".
+        recipe_name: of the recipe that `recipe` is, or was before it was
+            changed.
+        recipe: how.
+        data: name of a data set, or the path of a folder of images.
+        changes: fields of the configuration that differ from the preset.
+        validation: as for `datasets`.
+        root: where CIFAR's files are.
+    """
+
+    model: str
+    recipe_name: str
+    recipe: Recipe
+    data: str
+    changes: dict
+    validation: int = 0
+    root: str | None = None
+
+    def config(self, data: Dataset) -> HCNNConfig:
+        """The preset, changed as asked, with the classes of the data."""
+        fitting = dict(classes=len(data.class_names))
+        return preset(self.model, **fitting | self.changes)
+
+
+def default_model(data: str) -> str:
+    """The small network of a data set; for a folder CIFAR-10's."""
+    return f"hcnn8-{data if data in NAMED else 'cifar10'}"
+
+
+def new_network(config: HCNNConfig, data: Dataset, seed: int) -> HCNN:
+    """A network with the weights of a seed and the moments of its data."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        return HCNN(
+            config,
+            mean=data.mean,
+            std=data.std,
+            class_names=data.class_names,
+        )
+
+
+def train(
+    run: Run,
+    folder: str | Path,
+    seeds: Sequence[int] = (0,),
+    *,
+    minutes: float | None = None,
+    device: str | torch.device | None = None,
+    command: str | None = None,
+    images: tuple[Dataset, Dataset] | None = None,
+    **options,
+) -> dict | None:
+    """Train a network for each seed, from wherever the run stands.
+
+    Args:
+        run: what and how.
+        folder: for `seed-N/` and `run.json`.
+        seeds: of weights, order and augmentation.
+        minutes: stop when they are over, with everything saved.
+        device: by default the best one.
+        command: what repeats the run, for its record.
+        images: to train and to test on, if they are loaded already.
+        options: as for `Trainer`.
+
+    Returns:
+        What `run.json` holds now, with mean and deviation of the accuracy;
+        None if the time was over before the end.
+
+    Raises:
+        ValueError: as `Trainer`, or no seed.
+    """
+    folder = Path(folder)
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ValueError(
+            f"train: seeds are {list(seeds)}; expected different numbers, "
+            "at least one"
+        )
+    data, test = images or datasets(run.data, run.validation, run.root)
+    config = run.config(data)
+    rows, left = [], None if minutes is None else 60 * minutes
+    for seed in seeds:
+        trainer = Trainer(
+            new_network(config, data, seed),
+            data,
+            run.recipe,
+            folder=folder / f"seed-{seed}",
+            test=test,
+            seed=seed,
+            device=device,
+            **options,
+        )
+        before = trainer.seconds
+        row = trainer.run(stop_after=left)
+        if not row["finished"]:
+            return None
+        rows.append(row)
+        if left is not None:
+            left = max(0.0, left - (trainer.seconds - before))
+    accuracies = [row["accuracy"] for row in rows]
+    found = dict(
+        command=command,
+        model=run.model,
+        config=asdict(config),
+        recipe_name=run.recipe_name,
+        recipe=asdict(run.recipe),
+        data=dict(
+            source=run.data,
+            name=data.name,
+            class_names=list(data.class_names),
+            images=len(data),
+            sha256=data_digest(data),
+            validation=run.validation,
+            test_images=len(test),
+            test_sha256=data_digest(test),
+        ),
+        device=str(trainer.device),
+        seeds=rows,
+        mean=statistics.mean(accuracies),
+        deviation=statistics.stdev(accuracies) if len(rows) > 1 else None,
+        environment=runtime.environment(),
+    )
+    text = json.dumps(found, indent=1, ensure_ascii=False)
+    if place()[0] == 0:
+        runtime.write(folder / "run.json", f"{text}\n".encode(), "train")
+    return json.loads(text)
+
+
+def record(folder: str | Path, name: str, root=None) -> Path:
+    """Make a finished run an entry of the ledger, networks and logs too.
+
+    Args:
+        folder: of the run.
+        name: of the entry, such as "train-hcnn8-cifar10-modern".
+        root: the ledger's folder, by default the project's.
+
+    Returns:
+        The entry's folder: `run.json`, and for each seed
+        `model-N.safetensors` and `log-N.jsonl`.
+    """
+    import tempfile
+
+    data = read(folder)
+    with tempfile.TemporaryDirectory() as place:
+        files = []
+        for row in data["seeds"]:
+            own = Path(folder, f"seed-{row['seed']}")
+            for file in ("model.safetensors", "log.jsonl"):
+                stem, dot, suffix = file.partition(".")
+                copy = Path(place, f"{stem}-{row['seed']}{dot}{suffix}")
+                copy.write_bytes((own / file).read_bytes())
+                files.append(copy)
+        return results.record(name, data, root=root, files=files)
+
+
+def read(folder: str | Path) -> dict:
+    """What a finished run or an entry of the ledger says of itself.
+
+    Raises:
+        FileNotFoundError: there is no `run.json`.
+        ValueError: it is damaged, or not that of a training run.
+    """
+    path = Path(folder, "run.json")
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"runs: no {path}; expected the folder of a finished training "
+            "run; give the same command again to go on with it"
+        )
+    try:
+        data = json.loads(path.read_text("utf-8"))
+        data["seeds"][0]["accuracy"], data["data"]["source"]
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(
+            f"runs: {path} is not the record of a training run ({error!r}); "
+            "expected one that hcnn train wrote"
+        ) from None
+    return data
+
+
+def model_path(folder: str | Path, seed: int) -> Path:
+    """The file of a seed's network, in a run or in an entry."""
+    for path in (
+        Path(folder, f"seed-{seed}", "model.safetensors"),
+        Path(folder, f"model-{seed}.safetensors"),
+    ):
+        if path.is_file():
+            return path
+    raise FileNotFoundError(
+        f"runs: {folder} has no network of seed {seed}; expected "
+        f"model-{seed}.safetensors, or seed-{seed}/model.safetensors; this "
+        "entry of the ledger keeps figures alone"
+    )
+
+
+def find_network(model: str | Path) -> Cascade:
+    """A network by the name it ships under, its run's folder, or its file.
+
+    Of a run with several seeds it is that of the first.
+
+    Raises:
+        ValueError: none of these; names those that ship.
+    """
+    path = Path(model)
+    if path.is_file():
+        return HCNN.load(path)
+    if path.is_dir():
+        return HCNN.load(model_path(path, read(path)["seeds"][0]["seed"]))
+    if str(model) in pretrained():
+        return load_pretrained(str(model))
+    raise ValueError(
+        f"predict: model is {str(model)!r}; expected a folder that hcnn "
+        "train wrote, a file, or a network that comes with the package: "
+        f"{', '.join(pretrained()) or 'there is none'}"
+    )
+
+
+def evaluate_run(
+    folder: str | Path,
+    *,
+    root: str | None = None,
+    device: str | torch.device | None = None,
+    tell: Callable[[dict, Evaluation, Evaluation], None] | None = None,
+) -> list[dict]:
+    """Evaluate the networks of a finished run or an entry once more.
+
+    Args:
+        folder: of the run.
+        root: where CIFAR's files are.
+        device: by default the best one.
+        tell: called for each seed with its recorded row, and what was
+            found now, plain and with mirror images.
+
+    Returns:
+        For each seed `seed`, `recorded` and `correct` images, and `count`.
+
+    Raises:
+        ValueError: the images are not those of the record.
+    """
+    data, found = read(folder), []
+    about = data["data"]
+    if about["validation"]:
+        _, images = datasets(about["source"], about["validation"], root)
+    else:
+        images = load_dataset(about["source"], "test", root)
+    if data_digest(images) != about["test_sha256"]:
+        raise ValueError(
+            f"evaluate: {images.name} has other test images than those of "
+            f"{folder}; expected the same, byte for byte; look at HCNN_DATA "
+            "or the folder"
+        )
+    for row in data["seeds"]:
+        network = HCNN.load(model_path(folder, row["seed"]))
+        network.to(device or runtime.best_device())
+        plain = evaluate(network, images)
+        mirrored = evaluate(network, images, mirror=True)
+        if tell:
+            tell(row, plain, mirrored)
+        found.append(
+            dict(
+                seed=row["seed"],
+                recorded=round(row["accuracy"] * plain.count),
+                correct=plain.correct,
+                count=plain.count,
+            )
+        )
+    return found
+
+
+def overview() -> str:
+    """Devices, data sets, shipped networks and runs, as lines of text."""
+    machine, device = runtime.environment(), runtime.best_device()
+    with runtime.autocast(device):
+        short = torch.is_autocast_enabled(device.type)
+    sections = {
+        "data sets": map(_data_line, NAMED),
+        "networks that come with the package": (
+            f"{name}: {100 * about['accuracy']:.2f} %, {about['entry']}, "
+            f"sha256 {about['sha256'][:12]}"
+            for name, about in pretrained().items()
+        ),
+        "runs in runs/": map(_run_line, sorted(Path("runs").glob("*/*/"))),
+    }
+    lines = [
+        f"hcnn {metadata.version('hcnn')}, torch {torch.__version__}, "
+        f"Python {machine['python']}",
+        f"processor: {machine['hardware']}, {machine['threads']} threads",
+        f"GPU: {', '.join(machine['gpu'] or ['none'])}",
+        f"trains on {device} in {'bf16' if short else 'float32'}",
+    ]
+    for title, found in sections.items():
+        lines.append(f"{title}:")
+        lines += [f"  {line}" for line in found if line] or ["  none"]
+    return "\n".join(lines)
+
+
+def _data_line(name):
+    try:
+        data = load_dataset(name, "test")
+    except (OSError, ValueError):
+        return f"{name}: not found; HCNN_DATA says where its files are"
+    classes = len(data.class_names)
+    return f"{name}: {len(data):,} test images of {classes} classes"
+
+
+def _run_line(folder):
+    kept = checkpoints(folder)
+    if not kept:
+        return None
+    step = int(kept[-1].name.removeprefix("step-"))
+    digest = (kept[-1] / "SHA256SUMS").read_text("ascii")[:12]
+    return f"{folder}: step {step:,}, sha256 {digest}"

@@ -1,0 +1,296 @@
+"""Training runs: their folders, their records, and the four commands."""
+
+import json
+import re
+import shutil
+from dataclasses import fields
+
+import pytest
+import torch
+from PIL import Image
+
+from hcnn import cli, results, runs
+from hcnn.data import load_dataset, shapes10
+from hcnn.network import HCNN, HCNNConfig
+from hcnn.training import Recipe, recipe
+
+TINY = recipe(
+    "quick", epochs=2.0, batch=8, shift=1, precision="float32", warmup=0.1
+)
+SMALL = dict(K=4, Q=3, support=(1, 3))
+FLAGS = (
+    "--epochs 2 --batch 8 --shift 1 --precision float32 --K 4 --Q 3 "
+    "--support 1 3"
+).split()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder of drawn shapes of three classes, 8 x 8 pixels each."""
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 60), ("test", 20)):
+        drawn = shapes10(count, 0, split)
+        for number, label in enumerate(drawn.labels.tolist()):
+            if label < 3:
+                folder = root / split / f"class {label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = drawn.images[number, :, ::4, ::4].permute(1, 2, 0)
+                Image.fromarray(pixels.numpy()).save(
+                    folder / f"{number}.png"
+                )
+    return root
+
+
+def a_run(pictures, **changes):
+    about = dict(
+        model="hcnn8-cifar10",
+        recipe_name="quick",
+        recipe=TINY,
+        data=str(pictures),
+        changes=SMALL,
+    )
+    return runs.Run(**about | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(pictures, tmp_path_factory):
+    """Two seeds, trained to the end."""
+    folder = tmp_path_factory.mktemp("run") / "own"
+    done = runs.train(
+        a_run(pictures), folder, (0, 3), progress=False, command="hcnn"
+    )
+    return folder, done
+
+
+def test_a_run_keeps_a_network_and_a_row_for_each_seed(finished, pictures):
+    folder, done = finished
+    assert json.loads((folder / "run.json").read_text()) == done
+    assert [row["seed"] for row in done["seeds"]] == [0, 3]
+    accuracies = [row["accuracy"] for row in done["seeds"]]
+    assert done["mean"] == pytest.approx(sum(accuracies) / 2)
+    low, high = sorted(accuracies)
+    assert done["deviation"] == pytest.approx((high - low) / 2**0.5)
+    assert done["config"]["classes"] == 3 and done["config"]["K"] == 4
+    one, other = (
+        HCNN.load(runs.model_path(folder, seed)) for seed in (0, 3)
+    )
+    assert one.class_names == ("class 0", "class 1", "class 2")
+    assert not torch.equal(one.W3.attribute, other.W3.attribute)
+    assert done["environment"]["packages"]["torch"]
+
+
+def test_a_seed_gives_one_network(finished, pictures, tmp_path):
+    folder, done = finished
+    again = runs.train(a_run(pictures), tmp_path, (3,), progress=False)
+    one, other = (
+        HCNN.load(runs.model_path(place, 3)).state_dict()
+        for place in (folder, tmp_path)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    assert again["seeds"][0]["accuracy"] == done["seeds"][1]["accuracy"]
+    assert again["deviation"] is None  # one number has none
+
+
+def test_when_time_is_over_a_run_stops_and_goes_on(
+    finished, pictures, tmp_path
+):
+    run, calls = a_run(pictures), 0
+    while (
+        runs.train(run, tmp_path, (0,), minutes=0.0, progress=False) is None
+    ):
+        assert not (tmp_path / "run.json").exists()
+        calls += 1
+        assert calls < 40
+    assert calls > 1
+    one, other = (
+        HCNN.load(runs.model_path(place, 0)).state_dict()
+        for place in (finished[0], tmp_path)
+    )
+    assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_validation_images_are_not_trained_on(pictures):
+    data = load_dataset(pictures)
+    train, held_out = runs.datasets(str(pictures), 5)
+    assert len(train) == len(data) - 5 and len(held_out) == 5
+    together = torch.cat((train.images, held_out.images))
+    assert torch.equal(together, data.images)
+    assert held_out.split == "train"  # the test set is not looked at
+
+
+@pytest.mark.parametrize("count", [-1, 18, 1000])
+def test_images_must_be_left_to_train_on(count, pictures):
+    n = len(load_dataset(pictures))
+    with pytest.raises(
+        ValueError, match=rf"expected 0 to {n - 1}, so that"
+    ):
+        runs.datasets(str(pictures), n if count == 18 else count)
+
+
+@pytest.mark.parametrize("seeds", [(), (1, 1)])
+def test_seeds_must_differ(seeds, pictures, tmp_path):
+    with pytest.raises(ValueError, match="expected different numbers"):
+        runs.train(a_run(pictures), tmp_path, seeds)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", runs.NAMED)
+def test_each_data_set_has_a_network_of_its_own(name):
+    assert runs.default_model(name) == f"hcnn8-{name}"
+    assert runs.default_model("a/folder") == "hcnn8-cifar10"
+
+
+def test_an_entry_of_the_ledger_is_evaluated_like_the_run(
+    finished, tmp_path
+):
+    folder, done = finished
+    path = runs.record(folder, "train-own-quick", root=tmp_path)
+    assert results.newest("train-own-quick", tmp_path) == done
+    assert sorted(file.name for file in path.iterdir()) == [
+        "log-0.jsonl",
+        "log-3.jsonl",
+        "model-0.safetensors",
+        "model-3.safetensors",
+        "run.json",
+    ]
+    told = []
+    for place in (folder, path):
+        found = runs.evaluate_run(
+            place,
+            tell=lambda row, plain, mirrored: told.append(row["seed"]),
+        )
+        for row, recorded in zip(found, done["seeds"], strict=True):
+            assert row["correct"] == row["recorded"]
+            assert row["correct"] / row["count"] == recorded["accuracy"]
+    assert told == [0, 3, 0, 3]
+
+
+def test_a_run_on_validation_images_is_evaluated_on_them(
+    pictures, tmp_path
+):
+    run = a_run(pictures, validation=5)
+    done = runs.train(run, tmp_path, progress=False)
+    assert done["data"]["test_images"] == 5
+    (row,) = runs.evaluate_run(tmp_path)
+    assert row["count"] == 5 and row["correct"] == row["recorded"]
+
+
+def test_other_test_images_are_refused(pictures, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(pictures, copy)
+    runs.train(a_run(copy), tmp_path / "run", progress=False)
+    next((copy / "test" / "class 0").iterdir()).unlink()
+    with pytest.raises(ValueError, match="other test images than those of"):
+        runs.evaluate_run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    "text, error, words",
+    [
+        (None, FileNotFoundError, "expected the folder of a finished"),
+        ("{", ValueError, "is not the record of a training run"),
+        (
+            '{"seeds": []}',
+            ValueError,
+            "is not the record of a training run",
+        ),
+        ("[]", ValueError, "is not the record of a training run"),
+    ],
+)
+def test_what_is_no_record_is_refused(text, error, words, tmp_path):
+    if text is not None:
+        (tmp_path / "run.json").write_text(text)
+    with pytest.raises(error, match=words):
+        runs.read(tmp_path)
+
+
+def test_an_entry_without_networks_says_so(finished, tmp_path):
+    shutil.copy(finished[0] / "run.json", tmp_path)
+    with pytest.raises(FileNotFoundError, match="keeps figures alone"):
+        runs.evaluate_run(tmp_path)
+
+
+def test_a_network_is_found_by_folder_file_or_name(finished, monkeypatch):
+    folder, _ = finished
+    path = runs.model_path(folder, 0)
+    expected = HCNN.load(path).W3.attribute
+    for place in (folder, path):
+        assert torch.equal(runs.find_network(place).W3.attribute, expected)
+    monkeypatch.setattr(runs, "pretrained", lambda: {"own": {}})
+    monkeypatch.setattr(
+        runs, "load_pretrained", lambda name: HCNN.load(path)
+    )
+    assert torch.equal(runs.find_network("own").W3.attribute, expected)
+    with pytest.raises(ValueError, match=r"'other'; .*package: own$"):
+        runs.find_network("other")
+
+
+# the commands ---------------------------------------------------------------
+
+
+def test_each_field_of_a_recipe_is_an_option():
+    names = {field.name for field in fields(cli.RecipeChanges)}
+    assert names == {field.name for field in fields(Recipe)}
+
+
+def test_options_of_the_model_are_fields_of_its_configuration():
+    names = {field.name for field in fields(cli.ModelChanges)}
+    assert names < {field.name for field in fields(HCNNConfig)}
+
+
+def test_the_commands_train_evaluate_and_predict(
+    pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    train = ["train", "--data", str(pictures), *FLAGS]
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*train, "--minutes", "0"])
+    folder = f"runs/hcnn8-cifar10-{pictures.name}-quick"
+    assert caught.value.code == cli.UNFINISHED
+    assert (
+        f"{folder}: saved; the same command goes" in capsys.readouterr().out
+    )
+    cli.main(["info"])
+    assert f"{folder}/seed-0: step " in capsys.readouterr().out
+
+    cli.main([*train, "--minutes", "5"])
+    out = capsys.readouterr().out
+    found = re.search(r"seed 0: ([\d.]+ %) of (\d+) images, .*", out)
+    assert found and f"see hcnn evaluate {folder}" in out
+
+    cli.main(["evaluate", folder])
+    out = capsys.readouterr().out
+    assert out.count(found[1]) >= 2 and f"of {found[2]} images" in out
+
+    image = next((pictures / "test" / "class 1").iterdir())
+    cli.main(["predict", str(image), "--model", folder, "--top", "2"])
+    out = capsys.readouterr().out
+    shares = re.findall(r"class \d ([\d.]+) %", out.partition(": ")[2])
+    assert out.startswith(f"{image}: ") and len(shares) == 2
+    assert 100 / 3 <= float(shares[0]) <= 100
+
+
+def test_a_network_that_changed_is_noticed(
+    finished, tmp_path, capsys, monkeypatch
+):
+    shutil.copytree(finished[0], tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    data = json.loads(path.read_text())
+    monkeypatch.setattr(runs, "APART", 0)
+    data["seeds"][1]["accuracy"] = 1 - data["seeds"][1]["accuracy"]
+    path.write_text(json.dumps(data))
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", str(tmp_path / "run")])
+    assert caught.value.code == 2
+    out, err = capsys.readouterr()
+    assert "seed 3" in err and "expected at most 0 apart" in err
+    assert out.count("recorded") == 2  # both are printed first
+
+
+def test_the_overview_names_data_networks_and_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HCNN_DATA", str(tmp_path))
+    text = runs.overview()
+    assert "cifar10: not found; HCNN_DATA says" in text
+    assert "shapes10: 10,000 test images of 10 classes" in text
+    assert text.endswith("runs in runs/:\n  none")
