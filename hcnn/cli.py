@@ -4,6 +4,7 @@ A command is a function: its arguments are the options, its docstring the
 help. An error ends it with one line and exit status 2.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Sequence
@@ -144,6 +145,9 @@ def train(
     from .training import distributed, place
     from .training import recipe as known
 
+    device = _checked(device)
+    if record is not None:  # before hours of training
+        runs.results.entries(runs.results.check_name("train", record))
     changes, config = (
         {k: v for k, v in asdict(own).items() if v is not None}
         for own in (recipe_changes, model_changes)
@@ -166,15 +170,16 @@ def train(
             seeds,
             minutes=minutes,
             device=device or best,
-            command=shlex.join(["hcnn", *sys.argv[1:]]),
+            command=_command(),
             tensorboard=tensorboard,
         )
         first = place()[0] == 0
     if done is None:
         if first:
             print(f"{folder}: saved; the same command goes on")
-        sys.exit(UNFINISHED)
-    if not first:
+        if "RANK" not in os.environ:  # torchrun would take it for a failure
+            sys.exit(UNFINISHED)
+    if done is None or not first:
         return
     for row in done["seeds"]:
         print(
@@ -188,20 +193,54 @@ def train(
     print(f"{folder}: finished; see hcnn evaluate {folder}")
 
 
+def _checked(device):
+    """A device that is here, or an error that says which are."""
+    if device is None:
+        return None
+    import torch
+
+    if "RANK" in os.environ:
+        raise ValueError(
+            f"train: --device {device} under torchrun; expected none: each "
+            "process takes its own GPU; CUDA_VISIBLE_DEVICES= hides them"
+        )
+    gpus = torch.cuda.device_count()
+    known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))]
+    if device not in known[: None if gpus else 1]:
+        raise ValueError(
+            f"--device is {device!r}; expected one that is here: "
+            f"{', '.join(known[: None if gpus else 1])}"
+        )
+    return device
+
+
+def _command():
+    """What was typed."""
+    words, count = ["hcnn", *_typed], os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ:
+        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "hcnn"]
+    return shlex.join(words)
+
+
+_typed: list[str] = []
+
+
 def evaluate(
     folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
     /,
     *,
+    data: Annotated[str | None, _or("as recorded", "FOLDER")] = None,
     device: Annotated[str | None, _or("the best one", "NAME")] = None,
 ) -> None:
     """Evaluate the networks of a finished run on its test images again.
 
-    Prints what is found beside what was recorded. On another kind of
-    device a few images may differ; more than 3 are an error.
+    Prints what is found beside what was recorded. On another machine a few
+    images may differ; more than 3 are an error, or any on the same.
 
     Args:
         folder: one that hcnn train wrote, or an entry of the ledger, such
             as results/train-hcnn8-cifar10-modern-1.
+        data: where the images are, if they have moved.
         device: cpu, cuda or cuda:N.
     """
     from . import runs
@@ -215,14 +254,16 @@ def evaluate(
             flush=True,
         )
 
-    found = runs.evaluate_run(folder, device=device, tell=tell)
+    found = runs.evaluate_run(
+        folder, data=data, device=_checked(device), tell=tell
+    )
     for row in found:
         apart = abs(row["correct"] - row["recorded"])
-        if apart > runs.APART:
+        if apart > row["may_differ"]:
             raise ValueError(
                 f"evaluate: seed {row['seed']} has {row['correct']} correct "
                 f"images and had {row['recorded']}; expected at most "
-                f"{runs.APART} apart; the network or PyTorch has changed"
+                f"{row['may_differ']} apart; the network has changed"
             )
 
 
@@ -254,6 +295,9 @@ def predict(
     from .data import read_image
     from .training import predict as scores_of
 
+    for name, value in (("top", top), ("size", size)):
+        if value < 1:
+            raise ValueError(f"predict: --{name} is {value}; expected 1 up")
     if not images:
         raise ValueError(
             "predict: no image; name at least one file before --model"
@@ -372,6 +416,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             with 130 if interrupted.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    _typed[:] = arguments
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,

@@ -56,11 +56,7 @@ def record(
         FileNotFoundError: a file that is not there, or no project to find
             `results` in.
     """
-    if not re.fullmatch(r"[\w+-]+", name, re.ASCII):
-        raise ValueError(
-            f"record: name is {name!r}; expected letters, digits, '-', '+' "
-            "and '_' alone, such as 'train-hcnn8-cifar10-modern'"
-        )
+    check_name("record", name)
     data = {"environment": runtime.environment()} | data
     try:
         text = json.dumps(
@@ -96,6 +92,16 @@ def record(
             except OSError:
                 if not path.exists():  # else another was quicker
                     raise
+
+
+def check_name(function: str, name: str) -> str:
+    """Refuse what cannot be an entry's name; else return it."""
+    if not re.fullmatch(r"[\w+-]+", name, re.ASCII):
+        raise ValueError(
+            f"{function}: name is {name!r}; expected letters, digits, '-', "
+            "'+' and '_' alone, such as 'train-hcnn8-cifar10-modern'"
+        )
+    return name
 
 
 def entries(

@@ -7,6 +7,7 @@ of the ledger holds.
 
 import json
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import metadata
@@ -30,6 +31,7 @@ from .training import (
     Trainer,
     checkpoints,
     data_digest,
+    differences,
     evaluate,
     place,
 )
@@ -126,9 +128,11 @@ def train(
 
     Args:
         run: what and how.
-        folder: for `seed-N/` and `run.json`.
+        folder: for `seed-N/` and `run.json`. Seeds that are recorded
+            there already stay as they are.
         seeds: of weights, order and augmentation.
-        minutes: stop when they are over, with everything saved.
+        minutes: stop when they are over, with everything saved. Each call
+            takes at least one step.
         device: by default the best one.
         command: what repeats the run, for its record.
         images: to train and to test on, if they are loaded already.
@@ -139,20 +143,23 @@ def train(
         None if the time was over before the end.
 
     Raises:
-        ValueError: as `Trainer`, or no seed.
+        ValueError: as `Trainer`; no seed; a folder with the record of
+            another run.
     """
-    folder = Path(folder)
+    begin, folder = time.monotonic(), Path(folder)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"train: seeds are {list(seeds)}; expected different numbers, "
             "at least one"
         )
     data, test = images or datasets(run.data, run.validation, run.root)
-    config = run.config(data)
-    rows, left = [], None if minutes is None else 60 * minutes
+    about = _about(run, data, test)
+    rows = _recorded(folder, about)
     for seed in seeds:
+        if seed in rows:
+            continue
         trainer = Trainer(
-            new_network(config, data, seed),
+            new_network(run.config(data), data, seed),
             data,
             run.recipe,
             folder=folder / f"seed-{seed}",
@@ -161,22 +168,47 @@ def train(
             device=device,
             **options,
         )
-        before = trainer.seconds
+        left = None
+        if minutes is not None:
+            left = max(0.0, 60 * minutes - (time.monotonic() - begin))
         row = trainer.run(stop_after=left)
         if not row["finished"]:
             return None
-        rows.append(row)
-        if left is not None:
-            left = max(0.0, left - (trainer.seconds - before))
-    accuracies = [row["accuracy"] for row in rows]
-    found = dict(
-        command=command,
+        rows[seed] = row
+        accuracies = [row["accuracy"] for row in rows.values()]
+        found = about | dict(
+            command=command,
+            device=str(trainer.device),
+            processes=place()[1],
+            seeds=[rows[seed] for seed in sorted(rows)],
+            mean=statistics.mean(accuracies),
+            deviation=(
+                statistics.stdev(accuracies) if len(rows) > 1 else None
+            ),
+            environment=runtime.environment(),
+        )
+        if place()[0] == 0:
+            text = json.dumps(found, indent=1, ensure_ascii=False)
+            path = folder / "run.json"
+            runtime.write(path, f"{text}\n".encode(), "train")
+    if place()[1] > 1:
+        torch.distributed.barrier()  # the record is written
+    return read(folder)
+
+
+def _about(run, data, test):
+    """What makes two runs the same, but for their seeds."""
+    about = dict(
         model=run.model,
-        config=asdict(config),
+        config=asdict(run.config(data)),
         recipe_name=run.recipe_name,
         recipe=asdict(run.recipe),
         data=dict(
-            source=run.data,
+            source=(
+                run.data
+                if run.data in NAMED
+                else str(Path(run.data).expanduser().resolve())
+            ),
             name=data.name,
             class_names=list(data.class_names),
             images=len(data),
@@ -185,16 +217,31 @@ def train(
             test_images=len(test),
             test_sha256=data_digest(test),
         ),
-        device=str(trainer.device),
-        seeds=rows,
-        mean=statistics.mean(accuracies),
-        deviation=statistics.stdev(accuracies) if len(rows) > 1 else None,
-        environment=runtime.environment(),
     )
-    text = json.dumps(found, indent=1, ensure_ascii=False)
-    if place()[0] == 0:
-        runtime.write(folder / "run.json", f"{text}\n".encode(), "train")
-    return json.loads(text)
+    return json.loads(json.dumps(about))
+
+
+_PLACE = "source", "name"  # where a folder of images is
+
+
+def _recorded(folder, about):
+    """Rows by seed of the run's record, if there is one."""
+    if not (folder / "run.json").exists():
+        return {}
+    data = read(folder)
+    mine, theirs = (
+        {key: found.get(key) for key in about} for found in (about, data)
+    )
+    for own in (mine, theirs):  # images may have moved
+        own["data"] = {
+            k: v for k, v in own["data"].items() if k not in _PLACE
+        }
+    if apart := differences(mine, theirs):
+        raise ValueError(
+            f"train: {folder} holds the record of another run: "
+            f"{'; '.join(apart)}; expected the same; give another folder"
+        )
+    return {row["seed"]: row for row in data["seeds"]}
 
 
 def record(folder: str | Path, name: str, root=None) -> Path:
@@ -207,11 +254,15 @@ def record(folder: str | Path, name: str, root=None) -> Path:
 
     Returns:
         The entry's folder: `run.json`, and for each seed
-        `model-N.safetensors` and `log-N.jsonl`.
+        `model-N.safetensors` and `log-N.jsonl`. If the run was recorded
+        before, it is that entry.
     """
     import tempfile
 
     data = read(folder)
+    for entry in results.entries(name, root):
+        if entry.data == data:
+            return entry.path
     with tempfile.TemporaryDirectory() as place:
         files = []
         for row in data["seeds"]:
@@ -288,6 +339,7 @@ def find_network(model: str | Path) -> Cascade:
 def evaluate_run(
     folder: str | Path,
     *,
+    data: str | None = None,
     root: str | None = None,
     device: str | torch.device | None = None,
     tell: Callable[[dict, Evaluation, Evaluation], None] | None = None,
@@ -296,32 +348,38 @@ def evaluate_run(
 
     Args:
         folder: of the run.
+        data: where its images are, if they have moved.
         root: where CIFAR's files are.
         device: by default the best one.
         tell: called for each seed with its recorded row, and what was
             found now, plain and with mirror images.
 
     Returns:
-        For each seed `seed`, `recorded` and `correct` images, and `count`.
+        For each seed `seed`, images `recorded` as correct, those `correct`
+        now, their `count`, and by how many the two may differ: by none
+        where hardware and PyTorch are those of the record.
 
     Raises:
         ValueError: the images are not those of the record.
     """
-    data, found = read(folder), []
-    about = data["data"]
+    record, found = read(folder), []
+    about, device = record["data"], device or runtime.best_device()
+    source = data or about["source"]
     if about["validation"]:
-        _, images = datasets(about["source"], about["validation"], root)
+        _, images = datasets(source, about["validation"], root)
     else:
-        images = load_dataset(about["source"], "test", root)
+        images = load_dataset(source, "test", root)
     if data_digest(images) != about["test_sha256"]:
         raise ValueError(
             f"evaluate: {images.name} has other test images than those of "
             f"{folder}; expected the same, byte for byte; look at HCNN_DATA "
             "or the folder"
         )
-    for row in data["seeds"]:
-        network = HCNN.load(model_path(folder, row["seed"]))
-        network.to(device or runtime.best_device())
+    same = _machine(record["environment"]) == _machine(
+        runtime.environment()
+    ) and record["device"] == str(device)
+    for row in record["seeds"]:
+        network = HCNN.load(model_path(folder, row["seed"])).to(device)
         plain = evaluate(network, images)
         mirrored = evaluate(network, images, mirror=True)
         if tell:
@@ -332,9 +390,17 @@ def evaluate_run(
                 recorded=round(row["accuracy"] * plain.count),
                 correct=plain.correct,
                 count=plain.count,
+                may_differ=0 if same else APART,
             )
         )
     return found
+
+
+def _machine(environment):
+    keys = "hardware", "gpu", "threads"
+    return [environment[k] for k in keys] + [
+        environment["packages"]["torch"]
+    ]
 
 
 def overview() -> str:
@@ -365,10 +431,14 @@ def overview() -> str:
 
 
 def _data_line(name):
+    if name == "shapes10":
+        return "shapes10: drawn when it is asked for"
     try:
         data = load_dataset(name, "test")
-    except (OSError, ValueError):
+    except FileNotFoundError:
         return f"{name}: not found; HCNN_DATA says where its files are"
+    except (OSError, ValueError) as error:
+        return f"{name}: {error}"
     classes = len(data.class_names)
     return f"{name}: {len(data):,} test images of {classes} classes"
 
@@ -378,5 +448,8 @@ def _run_line(folder):
     if not kept:
         return None
     step = int(kept[-1].name.removeprefix("step-"))
-    digest = (kept[-1] / "SHA256SUMS").read_text("ascii")[:12]
+    try:
+        digest = (kept[-1] / "SHA256SUMS").read_text("ascii")[:12]
+    except OSError as error:
+        digest = f"unreadable ({error})"
     return f"{folder}: step {step:,}, sha256 {digest}"

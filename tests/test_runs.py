@@ -109,6 +109,34 @@ def test_when_time_is_over_a_run_stops_and_goes_on(
     assert all(torch.equal(one[key], other[key]) for key in one)
 
 
+def test_time_is_for_all_seeds_and_a_finished_one_stays(pictures, tmp_path):
+    run, calls = a_run(pictures), 0
+    options = dict(minutes=0.0, progress=False)
+    while runs.train(run, tmp_path, (0, 3), **options) is None:
+        calls += 1
+        assert calls < 60
+        if (tmp_path / "run.json").exists():
+            (row,) = runs.read(tmp_path)["seeds"]
+            assert row["seed"] == 0
+    before = (tmp_path / "run.json").read_bytes()
+    for seeds in ((0, 3), (3,)):  # all is done: nothing is written
+        assert len(runs.train(run, tmp_path, seeds)["seeds"]) == 2
+    assert (tmp_path / "run.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(changes=SMALL | dict(Q=2)), "config.Q is 2 here and was 3"),
+        (dict(recipe_name="paper"), "recipe_name is 'paper' here"),
+        (dict(validation=5), "data.validation is 5 here and was 0"),
+    ],
+)
+def test_a_folder_keeps_one_run(change, words, finished, pictures):
+    with pytest.raises(ValueError, match=words):
+        runs.train(a_run(pictures, **change), finished[0], (7,))
+
+
 def test_validation_images_are_not_trained_on(pictures):
     data = load_dataset(pictures)
     train, held_out = runs.datasets(str(pictures), 5)
@@ -173,6 +201,35 @@ def test_a_run_on_validation_images_is_evaluated_on_them(
     assert done["data"]["test_images"] == 5
     (row,) = runs.evaluate_run(tmp_path)
     assert row["count"] == 5 and row["correct"] == row["recorded"]
+
+
+def test_images_may_move(pictures, tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    shutil.copytree(pictures, old)
+    runs.train(a_run(old), tmp_path / "run", progress=False)
+    old.rename(new)
+    with pytest.raises(FileNotFoundError, match="old"):
+        runs.evaluate_run(tmp_path / "run")
+    (row,) = runs.evaluate_run(tmp_path / "run", data=str(new))
+    assert row["correct"] == row["recorded"]
+    again = runs.train(a_run(new), tmp_path / "run")  # the same images
+    assert len(again["seeds"]) == 1
+
+
+def test_the_same_machine_must_find_the_same(finished, monkeypatch):
+    (first, _) = runs.evaluate_run(finished[0])
+    assert first["may_differ"] == 0
+    here = runs.runtime.environment() | dict(hardware="another")
+    monkeypatch.setattr(runs.runtime, "environment", lambda: here)
+    (first, _) = runs.evaluate_run(finished[0])
+    assert first["may_differ"] == runs.APART
+
+
+def test_a_run_is_recorded_once(finished, tmp_path):
+    one, other = (
+        runs.record(finished[0], "train-own", tmp_path) for _ in range(2)
+    )
+    assert one == other and len(results.entries(root=tmp_path)) == 1
 
 
 def test_other_test_images_are_refused(pictures, tmp_path):
@@ -276,7 +333,6 @@ def test_a_network_that_changed_is_noticed(
     shutil.copytree(finished[0], tmp_path / "run")
     path = tmp_path / "run" / "run.json"
     data = json.loads(path.read_text())
-    monkeypatch.setattr(runs, "APART", 0)
     data["seeds"][1]["accuracy"] = 1 - data["seeds"][1]["accuracy"]
     path.write_text(json.dumps(data))
     with pytest.raises(SystemExit) as caught:
@@ -292,5 +348,67 @@ def test_the_overview_names_data_networks_and_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HCNN_DATA", str(tmp_path))
     text = runs.overview()
     assert "cifar10: not found; HCNN_DATA says" in text
-    assert "shapes10: 10,000 test images of 10 classes" in text
+    assert "shapes10: drawn when it is asked for" in text
     assert text.endswith("runs in runs/:\n  none")
+
+
+def test_an_overview_survives_what_is_damaged(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs/own/seed-0/checkpoints/step-00000003").mkdir(
+        parents=True
+    )
+    (tmp_path / "cifar-10-batches-py").mkdir()
+    monkeypatch.setenv("HCNN_DATA", str(tmp_path))
+    text = runs.overview()
+    assert "seed-0: step 3, sha256 unreadable" in text
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["train", "--device", "gpu"], "--device is 'gpu'; expected one"),
+        (
+            ["train", "--device", "cuda:99"],
+            "expected one that is here: cpu",
+        ),
+        (["train", "--record", "a b"], "train: name is 'a b'; expected"),
+        (["train", "--recipe", "slow"], "recipe: name is 'slow'; expected"),
+        (["train", "--data", "nowhere"], "'nowhere' is no data set"),
+        (["train", "--epochs", "-1"], "epochs is -1.0; expected"),
+        (["evaluate", "nowhere"], "no nowhere/run.json; expected"),
+        (["predict", "a.png", "--model", "x"], "model is 'x'; expected"),
+        (["predict", "--model", "x"], "predict: no image; name"),
+        (["predict", "a", "--model", "x", "--top", "0"], "--top is 0"),
+        (["predict", "a", "--model", "x", "--size", "0"], "--size is 0"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_a_line(
+    arguments, words, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        cli.main(arguments)
+    out, err = capsys.readouterr()
+    assert caught.value.code == 2 and out == ""
+    assert words in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_under_torchrun_each_process_has_its_device(capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--device", "cpu"])
+    assert "expected none: each process takes" in capsys.readouterr().err
+
+
+def test_a_record_says_what_was_typed(pictures, tmp_path, capsys):
+    typed = [
+        "train",
+        "--data",
+        str(pictures),
+        *FLAGS,
+        "--out",
+        str(tmp_path),
+    ]
+    cli.main(typed)
+    assert runs.read(tmp_path)["command"] == " ".join(["hcnn", *typed])
