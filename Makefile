@@ -45,11 +45,11 @@ bench: $(READY) ## measure speed and memory into results/, in hours (ONLY=must-s
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
 results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece, which ends with status 3)
-	$(BIN)/python -m benchmarks.full $(if $(MINUTES),--minutes $(MINUTES))
+	$(BIN)/python -m benchmarks.training full $(if $(MINUTES),--minutes $(MINUTES))
 
 results-gpu-dry: $(READY) ## the same for a few steps on the CPU
 	rm -rf runs/dry
-	$(BIN)/python -m benchmarks.full --dry
+	$(BIN)/python -m benchmarks.training full --dry
 
 lab: $(LAB) ## open the chapters live in JupyterLab
 	$(BIN)/python -m jupyter lab book/

@@ -1,0 +1,168 @@
+"""Training runs for the ledger, in order of worth.
+
+`python -m benchmarks.training PLAN` trains one network after the other, from
+wherever the last call stopped: runs are in runs/, an entry is added to
+results/ as each is finished. Give it --minutes, and call it again until it
+ends with status 0. CIFAR is where HCNN_DATA says.
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from benchmarks.cells import ROOT
+from hcnn import results, runs
+from hcnn.data import Dataset, shapes10
+from hcnn.network import preset
+from hcnn.runtime import best_device
+from hcnn.training import recipe
+
+UNFINISHED = 3
+HELD_OUT = 5_000  # training images that choices are judged by
+
+
+class Job(NamedTuple):
+    """An entry of the ledger, and the run that makes it."""
+
+    entry: str
+    run: runs.Run
+    seeds: tuple[int, ...] = (0,)
+
+
+def job(
+    model, name, entry=None, seeds=(0,), validation=0, **changes
+) -> Job:
+    """A preset by a recipe; `changes` of either go where they belong."""
+    data = model.partition("-")[2].removeprefix("plus-").partition("-")[0]
+    known = vars(recipe(name))
+    ours = {k: v for k, v in changes.items() if k in known}
+    theirs = {k: v for k, v in changes.items() if k not in known}
+    run = runs.Run(
+        model, name, recipe(name, **ours), data, theirs, validation
+    )
+    return Job(entry or f"train-{model}-{name}", run, seeds)
+
+
+def full() -> Iterator[Job]:
+    """The networks of the paper's tables, for a GPU."""
+    for name in ("modern", "paper"):
+        for model in (
+            "hcnn-cifar10",
+            "hcnn-cifar10-periodic",
+            "hcnn-plus-cifar10",
+            "hcnn-cifar100",
+            "hcnn-plus-cifar100",
+        ):
+            yield job(model, name, seeds=(0, 1, 2))
+
+
+def small() -> Iterator[Job]:
+    """What each choice gives: 150,000 images seen, three seeds.
+
+    Tricks of the recipe are judged by held-out images, since they choose
+    it; what the paper compares, by the test set.
+    """
+    short = dict(model="hcnn8-cifar10", name="modern", epochs=3.0)
+    short |= dict(seeds=(0, 1, 2))
+    tricks = {
+        "baseline": {},
+        "no-smoothing": dict(label_smoothing=0.0),
+        "no-average": dict(ema=0.0),
+        "no-nesterov": dict(nesterov=False),
+        "no-decay": dict(weight_decay=0.0),
+        "no-flip": dict(flip=False),
+        "steps": dict(
+            schedule="steps", milestones=(1.5, 2.5), factors=(0.1, 0.01)
+        ),
+        "output-norm": dict(output_norm=True),
+    }
+    for name, changes in tricks.items():
+        yield job(
+            entry=f"ablate-{name}", validation=HELD_OUT, **short | changes
+        )
+    for q in (9, 16, 32):
+        yield job(entry=f"compare-Q-{q}", Q=q, **short)
+    short |= dict(model="hcnn8-cifar10-periodic")
+    yield job(entry="compare-periodic", **short)
+
+
+PLANS = {"full": full, "small": small}
+
+
+def dry(job: Job) -> tuple[Job, dict]:
+    """Two steps of a job on a few drawn images, of as many classes."""
+    run = job.run
+    few = replace(run.recipe, epochs=1.0, batch=4)
+    if few.schedule == "steps":
+        few = replace(few, milestones=(0.5,), factors=(0.1,))
+    names = tuple(f"class {i}" for i in range(preset(run.model).classes))
+    images: tuple[Dataset, ...] = tuple(
+        replace(shapes10(8, 0, split), class_names=names, name="dry")
+        for split in ("train", "test")
+    )
+    return job._replace(
+        run=replace(run, recipe=few), seeds=job.seeds[:1]
+    ), dict(images=images)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.training", description=__doc__
+    )
+    parser.add_argument("plan", choices=PLANS)
+    parser.add_argument("--minutes", type=float, help="stop when over")
+    parser.add_argument(
+        "--dry", action="store_true", help="two steps of each, in runs/dry"
+    )
+    parser.add_argument("--only", help="entries whose name holds this")
+    parser.add_argument(
+        "--device", type=torch.device, default=best_device()
+    )
+    chosen = parser.parse_args(arguments)
+    if chosen.plan == "full" and chosen.device.type == "cpu":
+        if not chosen.dry:
+            parser.error("the plan full needs a GPU; none is found")
+    place = ROOT / "runs" / ("dry" if chosen.dry else "")
+    ledger = place / "results" if chosen.dry else ROOT / "results"
+    torch.backends.cudnn.benchmark = True
+    begin = time.monotonic()
+    for job in PLANS[chosen.plan]():
+        if (chosen.only or "") not in job.entry or results.entries(
+            job.entry, ledger
+        ):
+            continue
+        left = None
+        if chosen.minutes is not None:
+            left = chosen.minutes - (time.monotonic() - begin) / 60
+            if left <= 0:
+                return stopped(job)
+        own, more = dry(job) if chosen.dry else (job, {})
+        done = runs.train(
+            own.run,
+            place / job.entry,
+            own.seeds,
+            minutes=left,
+            device=chosen.device,
+            command=f"python -m benchmarks.training {chosen.plan}",
+            save_minutes=2.0,
+            **more,
+        )
+        if done is None:
+            return stopped(job)
+        path = runs.record(place / job.entry, job.entry, ledger)
+        print(f"{path.name}: {100 * done['mean']:.2f} %", flush=True)
+    return 0
+
+
+def stopped(job: Job) -> int:
+    print(f"stopped in {job.entry}; the same command goes on", flush=True)
+    return UNFINISHED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

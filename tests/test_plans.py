@@ -1,0 +1,174 @@
+"""Plans of training runs in pieces, and how networks get into the package."""
+
+import hashlib
+import json
+import sys
+
+import pytest
+import torch
+
+from benchmarks import training
+from hcnn import network, results, runs
+from hcnn.network import HCNN, load_pretrained, pretrained
+from hcnn.runtime import repository
+from hcnn.training import recipe
+
+sys.path.insert(0, str(repository() / "tools"))
+import ship
+
+SMALL = dict(K=4, Q=2, support=(1, 3))
+
+
+def two():
+    """A plan of two small networks."""
+    yield training.job("hcnn8-cifar10", "modern", seeds=(0, 1), **SMALL)
+    yield training.job("hcnn8-cifar100", "paper", **SMALL)
+
+
+NAMES = [job.entry for job in two()]
+
+
+@pytest.fixture
+def ledger(monkeypatch, tmp_path):
+    """That plan alone, in a place of its own."""
+    monkeypatch.setattr(training, "PLANS", {"two": two})
+    monkeypatch.setattr(training, "ROOT", tmp_path)
+    return tmp_path / "runs" / "dry" / "results"
+
+
+def test_the_networks_of_the_tables_are_trained_the_modern_way_first():
+    jobs = list(training.full())
+    assert [job.run.recipe_name for job in jobs[:5]] == ["modern"] * 5
+    assert [job.run.recipe_name for job in jobs[5:]] == ["paper"] * 5
+    assert jobs[0].entry == "train-hcnn-cifar10-modern"
+    for job in jobs:
+        hundred = "100" in job.run.model
+        assert job.run.data == ("cifar100" if hundred else "cifar10")
+        assert job.run.changes == {} and not job.run.validation
+        assert job.run.recipe == recipe(job.run.recipe_name)
+        assert len(job.seeds) == 3
+
+
+def test_small_runs_see_150_000_images_and_differ_in_one_choice():
+    jobs = {job.entry: job for job in training.small()}
+    base = jobs["ablate-baseline"].run
+    for name, job in jobs.items():
+        run = job.run
+        assert run.recipe.epochs == 3 and len(job.seeds) == 3
+        # what chooses the recipe never looks at the test set
+        assert bool(run.validation) == name.startswith("ablate-")
+        own = vars(run.recipe) | run.changes | dict(model=run.model)
+        old = vars(base.recipe) | base.changes | dict(model=base.model)
+        apart = {k for k in own | old if own.get(k) != old.get(k)}
+        if name == "ablate-steps":
+            assert apart == {"schedule", "milestones", "factors"}
+        else:
+            assert len(apart) == (name != "ablate-baseline"), (name, apart)
+
+
+@pytest.mark.parametrize("plan", training.PLANS)
+def test_each_plan_has_a_name_for_each_run_and_can_be_built(plan):
+    jobs = list(training.PLANS[plan]())
+    names = [job.entry for job in jobs]
+    assert len(set(names)) == len(names)
+    for job in jobs:
+        results.check_name("plan", job.entry)
+        own, more = training.dry(job)
+        data, test = more["images"]
+        assert own.run.config(data).classes == len(data.class_names)
+        assert len(own.seeds) == 1
+
+
+def test_pieces_end_as_one_run_does_and_each_is_recorded_once(
+    ledger, capsys
+):
+    calls = 1
+    while training.main(["two", "--dry", "--minutes", "0.001"]):
+        assert "the same command goes on" in capsys.readouterr().out
+        calls += 1
+        assert calls < 20
+    assert calls > 1
+    for name in NAMES:
+        (entry,) = results.entries(name, ledger)
+        assert entry.data["command"] == "python -m benchmarks.training two"
+        assert entry.data["seeds"][0]["steps"] == 2
+        assert (entry.path / "model-0.safetensors").exists()
+    assert training.main(["two", "--dry"]) == 0  # nothing is left to do
+    assert len(results.entries(root=ledger)) == len(NAMES)
+
+
+def test_a_part_of_a_plan(ledger):
+    assert training.main(["two", "--dry", "--only", "cifar100"]) == 0
+    assert [entry.name for entry in results.entries(root=ledger)] == NAMES[
+        1:
+    ]
+
+
+def test_without_a_gpu_it_says_what_can_be_done(capsys):
+    with pytest.raises(SystemExit):
+        training.main(["full"])
+    assert "needs a GPU" in capsys.readouterr().err
+
+
+# into the package -----------------------------------------------------------
+
+
+@pytest.fixture
+def shipped(ledger, tmp_path, monkeypatch):
+    """A package with one network, of the newest of two entries."""
+    training.main(["two", "--dry"])
+    (older,) = results.entries(NAMES[0], ledger)
+    kept = [path for path in older.path.iterdir() if path.stem != "run"]
+    results.record(
+        NAMES[0], older.data | dict(mean=0.5), root=ledger, files=kept
+    )
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    (weights / "index.json").write_text("{}")
+    monkeypatch.setattr(network.resources, "files", lambda name: tmp_path)
+    ship.ship("own", NAMES[0], ledger, weights)
+    return weights
+
+
+def test_a_shipped_network_is_that_of_the_newest_entry(shipped, ledger):
+    (about,) = pretrained().values()
+    entry = results.entries(NAMES[0], ledger)[-1]
+    assert about["entry"] == entry.path.name and entry.number == 2
+    assert about["accuracy"] == entry.data["seeds"][0]["accuracy"]
+    own = load_pretrained("own").state_dict()
+    other = HCNN.load(runs.model_path(entry.path, 0)).state_dict()
+    assert all(torch.equal(own[key], other[key]) for key in other)
+
+
+def test_a_file_that_was_not_shipped_is_refused(shipped):
+    path = shipped / "own.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match="not the file that was shipped"):
+        load_pretrained("own")
+    with pytest.raises(ValueError, match="'other'; expected one of 'own'"):
+        load_pretrained("other")
+
+
+def test_large_files_are_not_shipped(ledger, shipped, monkeypatch):
+    monkeypatch.setattr(ship, "LARGEST", 1000)
+    before = (shipped / "index.json").read_text()
+    with pytest.raises(ValueError, match="expected at most 1,000"):
+        ship.ship("other", NAMES[0], ledger, shipped)
+    assert (shipped / "index.json").read_text() == before
+
+
+def test_what_ships_is_what_its_entry_of_the_ledger_says():
+    index = json.loads((ship.WEIGHTS / "index.json").read_text())
+    files = {path.stem for path in ship.WEIGHTS.glob("*.safetensors")}
+    assert files == set(index)
+    for name, about in index.items():
+        place = repository() / "results" / about["entry"]
+        row = next(
+            row
+            for row in runs.read(place)["seeds"]
+            if row["seed"] == about["seed"]
+        )
+        content = (ship.WEIGHTS / f"{name}.safetensors").read_bytes()
+        assert content == runs.model_path(place, row["seed"]).read_bytes()
+        assert about["sha256"] == hashlib.sha256(content).hexdigest()
+        assert about["accuracy"] == row["accuracy"]
