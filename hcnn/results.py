@@ -19,6 +19,9 @@ COMMANDS = {
     "bench": "make bench",
     "profile": "python -m benchmarks.profile",
     "tried": "python -m benchmarks.tried",
+    "train": "hcnn train … --record NAME",
+    "ablate": "python -m benchmarks.training small",
+    "compare": "python -m benchmarks.training small",
 }
 
 

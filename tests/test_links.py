@@ -90,7 +90,7 @@ OUTSIDE = {"git", "make", "conda", "mamba", "apt-get", "sudo", "npm", "pip"}
 
 def targets() -> set[str]:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
-    return set(re.findall(r"^([a-z]+):", makefile, re.M))
+    return set(re.findall(r"^([a-z-]+):", makefile, re.M))
 
 
 def dead_commands(path: Path) -> list[str]:
@@ -105,7 +105,7 @@ def dead_commands(path: Path) -> list[str]:
     ]
     said = re.findall(r"(?<![}`])`([^`\n]+)`(?!`)", without_code(text))
     for line in [*shell, *said]:
-        for target in re.findall(r"(?:^|[;&|] *)make ([a-z]\w*)", line):
+        for target in re.findall(r"(?:^|[;&|] *)make ([a-z][\w-]*)", line):
             if target not in targets():
                 found.append(
                     f"{path.name}: `make {target}`: no such target"
@@ -304,4 +304,4 @@ def test_commands_of_make_help_are_the_targets():
         text=True,
         check=True,
     ).stdout
-    assert set(re.findall(r"^make (\w+)", said, re.M)) <= targets()
+    assert set(re.findall(r"^make ([\w-]+)", said, re.M)) <= targets()
