@@ -748,10 +748,6 @@ d = {
                 "08-training.html#trainer._save",
                 "hcnn/training.py",
             ),
-            "hcnn.training.Trainer._scores": (
-                "08-training.html#trainer._scores",
-                "hcnn/training.py",
-            ),
             "hcnn.training.Trainer._start": (
                 "08-training.html#trainer._start",
                 "hcnn/training.py",
@@ -766,10 +762,6 @@ d = {
             ),
             "hcnn.training.Trainer._train": (
                 "08-training.html#trainer._train",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._writing": (
-                "08-training.html#trainer._writing",
                 "hcnn/training.py",
             ),
             "hcnn.training.Trainer.epoch": (
@@ -808,16 +800,52 @@ d = {
                 "08-training.html#_bar.update",
                 "hcnn/training.py",
             ),
+            "hcnn.training._about": (
+                "08-training.html#_about",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._any": (
+                "08-training.html#_any",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._batch": (
+                "08-training.html#_batch",
+                "hcnn/training.py",
+            ),
             "hcnn.training._check": (
                 "08-training.html#_check",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._check_restart": (
+                "08-training.html#_check_restart",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._descend": (
+                "08-training.html#_descend",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._held": (
+                "08-training.html#_held",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._lock": (
+                "08-training.html#_lock",
                 "hcnn/training.py",
             ),
             "hcnn.training._noting_sigterm": (
                 "08-training.html#_noting_sigterm",
                 "hcnn/training.py",
             ),
+            "hcnn.training._numbers": (
+                "08-training.html#_numbers",
+                "hcnn/training.py",
+            ),
             "hcnn.training._on_cpu": (
                 "08-training.html#_on_cpu",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._optimizer": (
+                "08-training.html#_optimizer",
                 "hcnn/training.py",
             ),
             "hcnn.training._order": (
@@ -832,8 +860,40 @@ d = {
                 "08-training.html#_read",
                 "hcnn/training.py",
             ),
+            "hcnn.training._read_log": (
+                "08-training.html#_read_log",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._refill": (
+                "08-training.html#_refill",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._row": (
+                "08-training.html#_row",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._same_run": (
+                "08-training.html#_same_run",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._scores": (
+                "08-training.html#_scores",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._set_aside": (
+                "08-training.html#_set_aside",
+                "hcnn/training.py",
+            ),
             "hcnn.training._sha256": (
                 "08-training.html#_sha256",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._state": (
+                "08-training.html#_state",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._step": (
+                "08-training.html#_step",
                 "hcnn/training.py",
             ),
             "hcnn.training._summary_writer": (
@@ -842,6 +902,14 @@ d = {
             ),
             "hcnn.training._sync": (
                 "08-training.html#_sync",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._verdict": (
+                "08-training.html#_verdict",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._writing": (
+                "08-training.html#_writing",
                 "hcnn/training.py",
             ),
             "hcnn.training.batch_indices": (

@@ -33,25 +33,34 @@ __all__ = [
 ]
 
 # %% ../book/08-training.ipynb #bd83ebbf
+import errno
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import math
 import os
+import re
+import secrets
 import shutil
 import signal
+import socket
 import sys
 import threading
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
-from itertools import pairwise
 from numbers import Integral, Real
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 import torch
 import torch.distributed as dist
@@ -139,15 +148,16 @@ class Recipe:
         steps = self.schedule == "steps"
         if (
             len(times) != len(factors)
-            or not all(a < b for a, b in pairwise((0, *times)))
-            or not all(f > 0 for f in factors)
+            or not all(isinstance(v, Real) for v in (*times, *factors))
+            or not all(a < b for a, b in itertools.pairwise((0, *times)))
+            or not all(0 < f < math.inf for f in factors)
             or (times and not steps)
         ):
             raise ValueError(
                 f"Recipe: milestones are {times} and factors {factors} of "
                 f"the schedule {self.schedule!r}; expected increasing "
-                "epochs and as many factors above 0 for 'steps', none for "
-                "'one-cycle'"
+                "epochs and as many finite factors above 0 for 'steps', "
+                "none for 'one-cycle'"
             )
         if self.nesterov and not self.momentum:
             raise ValueError(
@@ -164,9 +174,10 @@ _RANGES = (  # fields, their kind, the lowest value, the first too high
     ("momentum label_smoothing ema", Real, 0, 1, "0 or more, below 1"),
     ("weight_decay", Real, 0, math.inf, "a finite number, 0 or more"),
     ("shift", Integral, 0, math.inf, "a number of pixels, 0 or more"),
+    ("nesterov flip", bool, False, 2, "True or False"),
 )
 
-# %% ../book/08-training.ipynb #80e51075
+# %% ../book/08-training.ipynb #ee2f0902
 _RECIPES = {
     "paper": Recipe(
         epochs=240.0,
@@ -217,7 +228,7 @@ def recipe(name: str, **changes) -> Recipe:
     Args:
         name: "paper" (section 4.2 of the paper), "authors" (the choices
             of the code they published), "modern" (one cycle, label
-            smoothing, an average of the weights), or "quick" (one pass,
+            smoothing, an average of the weights), or "quick" (0.4 passes,
             for `shapes10` on a laptop).
         changes: fields of `Recipe` and their values, such as epochs=3.0.
 
@@ -510,7 +521,14 @@ def data_digest(data: Dataset) -> str:
 
 def checkpoints(folder: str | Path) -> list[Path]:
     """The checkpoints of a run's folder, the newest last."""
-    return sorted(Path(folder, "checkpoints").glob("step-*[0-9]"))
+    name = re.compile(r"step-\d{8,}", re.ASCII)  # and no "… copy 2"
+    found = Path(folder, "checkpoints").glob("step-*")
+    found = [path for path in found if name.fullmatch(path.name)]
+    return sorted(found, key=_step)
+
+
+def _step(path):
+    return int(path.name.removeprefix("step-"))
 
 
 def _on_cpu(tensors):
@@ -535,7 +553,7 @@ def write_checkpoint(
 
     Returns:
         The new folder `checkpoints/step-…`, with both files and their
-        SHA-256 sums.
+        SHA-256 sums. It replaces one of the same step.
 
     Raises:
         OSError: it cannot be written; those before are still there.
@@ -545,8 +563,8 @@ def write_checkpoint(
     from safetensors.torch import save
 
     path = Path(folder, "checkpoints", f"step-{about['step']:08d}")
-    beside = path.with_name(f".{path.name}.partial")
-    shutil.rmtree(beside, ignore_errors=True)
+    own = secrets.token_hex(4)  # no other process writes there
+    beside = path.with_name(f".{path.name}.{own}.partial")
     try:
         beside.mkdir(parents=True)
         network.save(beside / "model.safetensors")
@@ -557,7 +575,8 @@ def write_checkpoint(
             f"{_sha256(p)}  {p.name}\n" for p in sorted(beside.iterdir())
         ]
         write(beside / "SHA256SUMS", "".join(sums).encode(), "Trainer")
-        if path.exists():  # a damaged one, which was not gone on from
+        _sync(beside)
+        if path.exists():
             shutil.rmtree(path)
         os.replace(beside, path)
         _sync(path.parent)
@@ -573,13 +592,17 @@ def _sha256(path):
 
 
 def _sync(folder):
-    """Make a renaming last; where the system can, that is not on Windows."""
-    if hasattr(os, "O_DIRECTORY"):
-        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Make the names in a folder last, where system and disk know how."""
+    if not hasattr(os, "O_DIRECTORY"):  # on Windows
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
 
 
 # %% ../book/08-training.ipynb #d55883eb
@@ -600,19 +623,31 @@ def read_checkpoint(
 
     Raises:
         ValueError: there are checkpoints, all of them damaged.
+        OSError: one cannot be read, which does not mean that it is
+            damaged.
 
     Source: {ref}`sec-checkpoints`.
     """
+    from safetensors import SafetensorError
+
+    damage = ValueError, KeyError, TypeError, SafetensorError
     found = checkpoints(folder)
     for path in reversed(found):
         try:
             return path, *_read(path)
-        except Exception as error:  # whatever a damaged file leads to
+        except (FileNotFoundError, *damage) as error:
             warnings.warn(
                 f"Trainer: {path} is damaged ({error}); going on from the "
                 "checkpoint before",
                 stacklevel=2,
             )
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"Trainer: {path} could not be read ({error}); expected "
+                "files that may be; nothing was changed: try again, or "
+                "move it away to go on from the checkpoint before",
+            ) from None
     if found:
         raise ValueError(
             f"Trainer: all checkpoints in {folder} are damaged; expected a "
@@ -633,7 +668,7 @@ def _read(path):
             raise ValueError(f"{name} has another SHA-256 sum")
     with safe_open(path / names[1], framework="pt") as file:
         about = json.loads(file.metadata()["hcnn-training"])
-    if about["step"] != int(path.name.removeprefix("step-")):
+    if about["step"] != _step(path):
         raise ValueError(f"it says that it is of step {about['step']}")
     return *(load_file(path / name) for name in names), about
 
@@ -677,6 +712,33 @@ def history(rows: list[dict]) -> list[dict]:
     return found
 
 
+def _read_log(path, step):
+    """The rows of a log up to a step, or up to the first damaged line."""
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    rows = itertools.takewhile(
+        lambda row: row and row["step"] <= step, map(_row, lines)
+    )
+    rows = list(rows)
+    last = rows[-1]["step"] if rows else 0
+    if last < step:  # a checkpoint comes after the row of its step
+        warnings.warn(
+            f"Trainer: {path} is damaged, its rows from step {last + 1} to "
+            f"{step} are lost; the curves lack them, the training does not",
+            stacklevel=4,
+        )
+    return rows
+
+
+def _row(line):
+    """The row in a line of a log; None for what is none."""
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    wanted = {"step", "epoch", "end", "loss"}
+    return row if isinstance(row, dict) and wanted <= row.keys() else None
+
+
 # %% ../book/08-training.ipynb #5f3fea3a
 class Journal:
     """Where the rows of a run go: `log.jsonl`, TensorBoard, callbacks.
@@ -695,15 +757,11 @@ class Journal:
         self.file = self.board = None
 
     def open(self, step: int) -> None:
-        """Go on after a step; rows of later ones are cut off."""
-        if self.folder is not None:
-            path = Path(self.folder, "log.jsonl")
-            text = path.read_text("utf-8") if path.exists() else ""
-            # the last line may be cut short, where a run was killed
-            lines = text[: text.rfind("\n") + 1].splitlines()
-            self.rows = [json.loads(line) for line in lines]
+        """Go on after a step with a row; rows of later ones are cut off."""
         self.rows = [row for row in self.rows if row["step"] <= step]
         if self.folder is not None:
+            path = Path(self.folder, "log.jsonl")
+            self.rows = _read_log(path, step)
             text = "".join(f"{json.dumps(row)}\n" for row in self.rows)
             write(path, text.encode(), "Trainer")
             self.file = open(path, "a", encoding="utf-8")
@@ -731,8 +789,9 @@ class Journal:
 
     def close(self) -> None:
         """Until it is opened again."""
-        for target in (self.file, self.board):
-            if target:
+        for target in filter(None, (self.file, self.board)):
+            # what could not be written to a full disk was told by `add`
+            with suppress(OSError):
                 target.close()
         self.file = self.board = None
 
@@ -808,11 +867,243 @@ def place() -> tuple[int, int]:
     return 0, 1
 
 
-# %% ../book/08-training.ipynb #cc31f743
+# %% ../book/08-training.ipynb #3f177004
+def _batch(images, labels, recipe, seed, step):
+    """Augmented images and their labels: this process's part of a step."""
+    rank, ranks = place()
+    chosen = batch_indices(
+        step, recipe.batch, len(images), seed, images.device
+    )
+    draws = stream("augment", seed, step, device=images.device)
+    batch = Augment(recipe.shift, recipe.flip)(images[chosen], draws)
+    own = slice(rank, None, ranks)
+    return batch[own], labels[chosen[own]]
+
+
+def _optimizer(network, recipe):
+    """Descent whose velocities are there, and zero, before any step."""
+    optimizer = torch.optim.SGD(
+        parameter_groups(network, recipe),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        nesterov=recipe.nesterov,
+    )
+    for parameter in network.parameters():  # as torch's first step has
+        zeros = torch.zeros_like(parameter)
+        optimizer.state[parameter]["momentum_buffer"] = zeros
+    return optimizer
+
+
+def _descend(optimizer, loss, recipe, step, n):
+    """One step down the gradient, at the learning rate of its number."""
+    optimizer.zero_grad()
+    loss.backward()
+    rate = learning_rate(recipe, step, n)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+
+
+# %% ../book/08-training.ipynb #fa23a9b7
+def _state(network, average, optimizer):
+    """All that training changes: the model's tensors, and the others."""
+    others = {
+        f"momentum.{name}": optimizer.state[own]["momentum_buffer"]
+        for name, own in network.named_parameters()
+    }
+    own = network.state_dict()
+    if average is None:
+        return own, others
+    others |= {f"network.{name}": own[name] for name in own}
+    return average.state_dict(), others
+
+
+def _about(network, data, recipe, test, seed, folder):
+    """What makes a run this run, as a checkpoint's JSON gives it back."""
+    sha256, test_sha256 = (
+        data_digest(own) if own is not None and folder else None
+        for own in (data, test)
+    )
+    images = dict(
+        name=data.name,
+        images=len(data),
+        sha256=sha256,
+        test_sha256=test_sha256,
+    )
+    about = dict(
+        seed=seed,
+        recipe=asdict(recipe),
+        config=asdict(network.config),
+        data=images,
+    )
+    return json.loads(json.dumps(about))
+
+
+def _same_run(path, ours, about):
+    """Refuse the checkpoint of another run, naming what differs."""
+    found = differences(ours, {key: about.get(key) for key in ours})
+    if found:
+        raise ValueError(
+            f"Trainer: {path} belongs to another run: {'; '.join(found)}; "
+            "expected the same; give another folder"
+        )
+
+
+def _refill(path, ours, theirs):
+    """Copy a checkpoint's tensors over ours, all of them or none."""
+    for pair in zip(ours, theirs, strict=True):
+        shapes = [
+            {name: list(tensor.shape) for name, tensor in own.items()}
+            for own in pair
+        ]
+        if shapes[0] != shapes[1]:
+            raise ValueError(
+                f"Trainer: {path} holds other tensors: "
+                f"{'; '.join(differences(*shapes))}; expected those of "
+                "this network; give another folder"
+            )
+    for own, kept in zip(ours, theirs, strict=True):
+        for name, tensor in own.items():
+            tensor.copy_(kept[name])
+
+
+# %% ../book/08-training.ipynb #e982881f
+@contextmanager
+def _writing(what, folder):
+    """Say of an OSError what could not be written, and what to do."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"Trainer: {what} could not be written in {folder} "
+            f"({error}); expected a folder with room that may be "
+            "written; checkpoints from before are whole: make room or "
+            "change the permissions, and run again",
+        ) from None
+
+
+@contextmanager
+def _held(folder):
+    """A run's folder, made if need be, for this process alone."""
+    with ExitStack() as stack:
+        if folder is not None:
+            kept = folder / "checkpoints"
+            with _writing("the folder", folder):
+                kept.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(_lock(folder))
+                for left in folder.glob(".*.partial"):
+                    left.unlink()
+                for left in kept.glob(".*.partial"):
+                    shutil.rmtree(left)
+                _sync(folder)
+        yield
+
+
+def _lock(folder):
+    """An open file that locks a run's folder until it is closed.
+
+    On Windows, and where a file system has no locks, it locks nothing.
+    """
+    file = open(Path(folder, ".lock"), "a+", encoding="utf-8")
+    try:
+        if fcntl is not None:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        owner = file.read().strip() or "another process"
+        file.close()
+        raise ValueError(
+            f"Trainer: {folder} is in use by {owner}; expected a folder "
+            "that no other process trains in; wait until it ends, or give "
+            "another folder"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+            file.close()
+            raise
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {socket.gethostname()}")
+    file.flush()
+    return file
+
+
+# %% ../book/08-training.ipynb #75ec7589
+def _set_aside(folder, path):
+    """Rename the checkpoints after one: they were found damaged."""
+    found = checkpoints(folder)
+    for later in found[found.index(path) + 1 :]:
+        places = (
+            later.with_name(f"{later.name}.damaged{k or ''}")
+            for k in itertools.count()
+        )
+        later.rename(next(p for p in places if not p.exists()))
+
+
+def _check_restart(folder):
+    """Refuse to begin anew after torchrun restarted a run."""
+    restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    if restarts != "0":
+        raise ValueError(
+            f"Trainer: restart {restarts}, and no checkpoint in {folder} "
+            f"on {socket.gethostname()}; expected one; the folder must be on "
+            "storage that all machines share; if the run had not begun to "
+            "save, start it again"
+        )
+
+
+# %% ../book/08-training.ipynb #20ff8e69
 AGREE_STEPS = 10  # steps between two talks of many processes
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 
 
+def _any(wishes, device):
+    """What any process wishes, all do."""
+    wishes = [bool(wish) for wish in wishes]
+    if place()[1] > 1:
+        flags = torch.tensor(wishes, device=device).int()
+        dist.all_reduce(flags, dist.ReduceOp.MAX)
+        wishes = [bool(flag) for flag in flags.tolist()]
+    return wishes
+
+
+def _numbers(losses):
+    """The losses of steps as numbers; the device is waited for."""
+    losses, ranks = torch.stack(losses).double(), place()[1]
+    if ranks > 1:
+        dist.all_reduce(losses)
+        losses /= ranks
+    return losses.tolist()
+
+
+def _scores(model, images):
+    """Scores of images, of which each process takes its part."""
+    rank, ranks = place()
+    if ranks == 1:
+        return predict(model, images)
+    kind = next(model.parameters())
+    scores = kind.new_zeros(len(images), model.config.classes)
+    own = images[rank::ranks]
+    if len(own):
+        scores[rank::ranks] = predict(model, own)
+    dist.all_reduce(scores)
+    return scores
+
+
+def _verdict(model, test, scores):
+    """What a run says of its test images at the end."""
+    plain = judge(scores, test.labels)
+    mirrored = _scores(model, test.images.flip(-1))
+    both = judge((scores + mirrored) / 2, test.labels)
+    return dict(
+        accuracy=plain.accuracy,
+        mirror_accuracy=both.accuracy,
+        loss=plain.loss,
+        confusion=plain.confusion.tolist(),
+    )
+
+
+# %% ../book/08-training.ipynb #7c05fb69
 @contextmanager
 def _noting_sigterm(wanted):
     """A list that is empty until SIGTERM comes, which ends nothing then."""
@@ -849,6 +1140,13 @@ def _check(network, data, recipe, test, ranks):
         raise ValueError(
             f"Trainer: {data.name} has the classes {names} and test "
             f"{test.class_names}; expected the same"
+        )
+    late = [time for time in recipe.milestones if time >= recipe.epochs]
+    if late:
+        raise ValueError(
+            f"Trainer: the recipe has a milestone at epoch {late[0]:g} and "
+            f"ends at {recipe.epochs:g}; expected all before the end; "
+            "change milestones and factors together with epochs"
         )
     if recipe.batch % ranks:
         raise ValueError(
@@ -917,7 +1215,11 @@ class Trainer:
             the device.
         data: the training images; held on the device as bytes.
         recipe: how.
-        folder: where checkpoints and log go; None keeps nothing.
+        folder: where checkpoints and log go; None keeps nothing. It is
+            locked while `run` runs. Of many processes the first alone
+            reads and writes it; on several machines it must be on storage
+            that all of them share, since the first is not always on the
+            same.
         test: images that are evaluated after each epoch, and never
             influence anything else.
         seed: of the order of the images and of the augmentation. The
@@ -940,6 +1242,8 @@ class Trainer:
 
     Source: {ref}`sec-trainer`.
     """
+
+    begun = False  # has this process begun a run with a folder?
 
     def __init__(
         self,
@@ -978,20 +1282,7 @@ class Trainer:
         self.save_minutes, self.log_steps = save_minutes, log_steps
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.n, self.steps = len(data), total_steps(recipe, len(data))
-        self.about = json.loads(
-            json.dumps(
-                dict(
-                    seed=seed,
-                    recipe=asdict(recipe),
-                    config=asdict(network.config),
-                    data=dict(
-                        name=data.name,
-                        images=self.n,
-                        sha256=data_digest(data) if folder else None,
-                    ),
-                )
-            )
-        )
+        self.about = _about(network, data, recipe, test, seed, folder)
         network.to(self.device)
         self.images = data.images.to(self.device)
         self.labels = data.labels.to(self.device)
@@ -999,19 +1290,10 @@ class Trainer:
             torch.tensor(values, device=self.device)
             for values in (network.mean, network.std)
         ]
-        self.augment = Augment(recipe.shift, recipe.flip)
         with autocast(self.device, recipe.precision):
             short = torch.is_autocast_enabled(self.device.type)
         self.precision = "bf16" if short else "float32"
-        self.optimizer = torch.optim.SGD(
-            parameter_groups(network, recipe),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.nesterov,
-        )
-        for parameter in network.parameters():  # as torch's first step has
-            state = self.optimizer.state[parameter]
-            state["momentum_buffer"] = torch.zeros_like(parameter)
+        self.optimizer = _optimizer(network, recipe)
         self.average = deepcopy(network) if recipe.ema else None
         self.parallel, self.tested = None, (None, None)
 
@@ -1044,36 +1326,40 @@ class Trainer:
 
         Raises:
             FloatingPointError: the loss is not finite; names the step.
-            OSError: the folder cannot be written.
+            OSError: the folder cannot be written or read.
             ValueError: the folder holds another run, or damaged
-                checkpoints alone.
+                checkpoints alone; another process trains in it; or this is
+                a restart by torchrun, and it holds none.
             SystemExit: with status 143, if SIGTERM came during a run with
-                a folder: the step was ended and saved. Of many processes
-                all stop at the same step, at most ten later.
+                a folder, once all is saved: after the step, or after the
+                final evaluation. Of many processes all stop at the same
+                step, at most ten later.
 
         Source: {ref}`sec-trainer`.
         """
-        begin = time.monotonic()
-        with _noting_sigterm(self.folder is not None) as terminated:
-            try:
-                self._start()
-                with _Bar(self) as bar:
-                    ended = self._train(begin, stop_after, terminated, bar)
-                if ended and self.step < self.steps:
-                    raise SystemExit(TERMINATED)
-                return self._result()
-            finally:
-                self.journal.close()
+        begin = time.perf_counter()
+        with (
+            _noting_sigterm(self.folder is not None) as terminated,
+            _held(self.folder if self.rank == 0 else None),
+            closing(self.journal),
+        ):
+            self._start()
+            with _Bar(self) as bar:
+                ended = self._train(begin, stop_after, terminated, bar)
+            found = None if ended else self._result()
+            if ended or self._agree(terminated)[0]:
+                raise SystemExit(TERMINATED)
+            return found
 
     def _train(self, begin, stop_after, terminated, bar):
         """The loop; returns whether SIGTERM ended it."""
-        self.saved = self.clock = time.monotonic()
+        self.saved = self.clock = time.perf_counter()
         ended = late = False
         while self.step < self.steps and not (ended or late):
             epoch = int(self.epoch)
             self._advance()
             bar.update(self.recipe.batch)
-            now = time.monotonic()
+            now = time.perf_counter()
             ended, late, due = self._agree(
                 terminated,
                 stop_after is not None and now - begin >= stop_after,
@@ -1085,21 +1371,19 @@ class Trainer:
                 self._log(end, bar)
                 if save:
                     self._save()
-                self.clock = time.monotonic()
+                self.clock = time.perf_counter()
         return ended
 
     def _start(self):
         """Go on from the newest checkpoint, or save where we begin."""
         found = None
         if self.folder and self.rank == 0:
-            place = self.folder / "checkpoints"
-            with self._writing("the folder"):
-                place.mkdir(parents=True, exist_ok=True)
-                for left in place.glob(".*.partial"):
-                    shutil.rmtree(left)
             found = read_checkpoint(self.folder)
             if found:
                 self._restore(*found)
+            elif not Trainer.begun:
+                _check_restart(self.folder)
+            Trainer.begun = True
         if self.ranks > 1:
             about = [self.step, self.seconds, self.precision]
             dist.broadcast_object_list(about, device=self.device)
@@ -1111,63 +1395,30 @@ class Trainer:
                 self.parallel = _parallel(self.network)
         self.losses.clear()
         self.began = self.step
-        with self._writing("the log"):
+        with _writing("the log", self.folder):
             self.journal.open(self.step)
         if self.step == 0 and not found:
             self._save()
 
     def _tensors(self):
-        """All that training changes: the model's tensors, and the others."""
-        others = {
-            f"momentum.{name}": self.optimizer.state[own]["momentum_buffer"]
-            for name, own in self.network.named_parameters()
-        }
-        if self.average is not None:
-            own = self.network.state_dict()
-            others |= {f"network.{name}": own[name] for name in own}
-        return self.model.state_dict(), others
+        return _state(self.network, self.average, self.optimizer)
 
     def _restore(self, path, model, others, about):
-        mine = differences(
-            self.about, {k: about.get(k) for k in self.about}
-        )
-        if mine:
-            raise ValueError(
-                f"Trainer: {path} belongs to another run: {'; '.join(mine)}; "
-                "expected the same; give another folder"
-            )
-        for ours, theirs in zip(
-            self._tensors(), (model, others), strict=True
-        ):
-            shapes = [
-                {name: list(tensor.shape) for name, tensor in own.items()}
-                for own in (ours, theirs)
-            ]
-            if shapes[0] != shapes[1]:
-                raise ValueError(
-                    f"Trainer: {path} holds other tensors: "
-                    f"{'; '.join(differences(*shapes))}; expected those of "
-                    "this network; give another folder"
-                )
-            for name, tensor in ours.items():
-                tensor.copy_(theirs[name])
+        _same_run(path, self.about, about)
+        _refill(path, self._tensors(), (model, others))
         self.step, self.seconds = about["step"], about["seconds"]
         if about["device"] == self.device.type:  # "auto" was decided once
             self.precision = about["precision"]
-        for later in checkpoints(self.folder):
-            if later > path:
-                shutil.rmtree(later)
+        with _writing("the name of a damaged checkpoint", self.folder):
+            _set_aside(self.folder, path)
 
     def _advance(self):
         """One step."""
         recipe = self.recipe
-        chosen = batch_indices(
-            self.step, recipe.batch, self.n, self.seed, self.device
+        images, labels = _batch(
+            self.images, self.labels, recipe, self.seed, self.step
         )
-        draws = stream("augment", self.seed, self.step, device=self.device)
-        images = self.augment(self.images[chosen], draws)
-        own = slice(self.rank, None, self.ranks)
-        x = standardize(images[own], *self.moments)
+        x = standardize(images, *self.moments)
         x = x.to(next(self.network.parameters()).dtype)
         self.network.train()
         with autocast(self.device, self.precision):
@@ -1179,16 +1430,9 @@ class Trainer:
                 # all batches have one shape, so it is about their values
                 self._stop_at(f"step {self.step + 1} fails: {error}")
             loss = F.cross_entropy(
-                scores,
-                self.labels[chosen[own]],
-                label_smoothing=recipe.label_smoothing,
+                scores, labels, label_smoothing=recipe.label_smoothing
             )
-        self.optimizer.zero_grad()
-        loss.backward()
-        rate = learning_rate(recipe, self.step, self.n)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+        _descend(self.optimizer, loss, recipe, self.step, self.n)
         self.step += 1
         if self.average is not None:
             follow(self.average, self.network, recipe.ema, self.step)
@@ -1196,24 +1440,16 @@ class Trainer:
 
     def _agree(self, *wishes):
         """What any process wishes, all do; asked every few steps."""
-        if self.ranks == 1:
-            return map(bool, wishes)
-        if self.step % AGREE_STEPS and self.step < self.steps:
+        asked = self.step % AGREE_STEPS == 0 or self.step == self.steps
+        if self.ranks > 1 and not asked:
             return [False] * len(wishes)
-        flags = torch.tensor([bool(w) for w in wishes], device=self.device)
-        flags = flags.int()
-        dist.all_reduce(flags, dist.ReduceOp.MAX)
-        return map(bool, flags.tolist())
+        return _any(wishes, self.device)
 
     def _log(self, end, bar):
-        """A row of the log; the one place that waits for the device."""
-        losses = torch.stack(self.losses).double()
+        """A row of the log."""
+        values = _numbers(self.losses)
         self.losses.clear()
-        if self.ranks > 1:
-            dist.all_reduce(losses)
-            losses /= self.ranks
-        values = losses.tolist()
-        seconds = time.monotonic() - self.clock
+        seconds = max(time.perf_counter() - self.clock, 1e-9)
         self.seconds += seconds
         for step, value in enumerate(values, self.step - len(values) + 1):
             if not math.isfinite(value):
@@ -1223,14 +1459,14 @@ class Trainer:
             epoch=self.epoch,
             end=end,
             loss=sum(values) / len(values),
-            learning_rate=learning_rate(self.recipe, self.step - 1, self.n),
+            learning_rate=self.optimizer.param_groups[0]["lr"],
             images_per_second=len(values) * self.recipe.batch / seconds,
         )
         if end and self.test is not None:
-            self.tested = self.step, self._scores(self.test.images)
+            self.tested = self.step, _scores(self.model, self.test.images)
             found = judge(self.tested[1], self.test.labels)
             row |= dict(accuracy=found.accuracy, test_loss=found.loss)
-        with self._writing("the log"):
+        with _writing("the log", self.folder):
             self.journal.add(row)
         bar.tell(row, self)
 
@@ -1258,39 +1494,14 @@ class Trainer:
                 precision=self.precision,
                 device=self.device.type,
             )
-            with self._writing(f"the checkpoint of step {self.step}"):
+            what = f"the checkpoint of step {self.step}"
+            with _writing(what, self.folder):
                 self.journal.sync()
                 write_checkpoint(self.folder, self.model, others, about)
-        self.saved = time.monotonic()
-
-    @contextmanager
-    def _writing(self, what):
-        try:
-            yield
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"Trainer: {what} could not be written in {self.folder} "
-                f"({error}); expected a folder with room that may be "
-                "written; checkpoints from before are whole: make room or "
-                "change the permissions, and run again",
-            ) from None
-
-    def _scores(self, images, mirror=False):
-        """Scores by the model; each process takes its part of the images."""
-        if self.ranks == 1:
-            return predict(self.model, images, mirror=mirror)
-        kind = next(self.network.parameters())
-        classes = self.network.config.classes
-        scores = kind.new_zeros(len(images), classes)
-        own = images[self.rank :: self.ranks]
-        if len(own):
-            found = predict(self.model, own, mirror=mirror)
-            scores[self.rank :: self.ranks] = found
-        dist.all_reduce(scores)
-        return scores
+        self.saved = time.perf_counter()
 
     def _result(self):
+        """What `run` returns; of a finished run the network, too."""
         done = self.step == self.steps
         images = self.step * self.recipe.batch
         found = dict(
@@ -1303,25 +1514,18 @@ class Trainer:
             precision=self.precision,
             history=history(self.journal.rows),
         )
-        if done:
-            if self.test is not None:
-                labels = self.test.labels
-                step, scores = self.tested
-                if step != self.step:  # the run was finished before
-                    scores = self._scores(self.test.images)
-                plain = judge(scores, labels)
-                mirrored = self._scores(self.test.images.flip(-1))
-                both = judge((scores + mirrored) / 2, labels)
-                found |= dict(
-                    accuracy=plain.accuracy,
-                    mirror_accuracy=both.accuracy,
-                    loss=plain.loss,
-                    confusion=plain.confusion.tolist(),
-                )
-            if self.folder and self.rank == 0:
-                with self._writing("model.safetensors"):
-                    self.model.save(self.folder / "model.safetensors")
-            if self.average is not None:
-                self.network.load_state_dict(self.average.state_dict())
-            self.network.eval()
+        if not done:
+            return found
+        if self.test is not None:
+            step, scores = self.tested
+            if step != self.step:  # the run was finished before
+                scores = _scores(self.model, self.test.images)
+            found |= _verdict(self.model, self.test, scores)
+        if self.folder and self.rank == 0:
+            with _writing("model.safetensors", self.folder):
+                self.model.save(self.folder / "model.safetensors")
+                _sync(self.folder)
+        if self.average is not None:
+            self.network.load_state_dict(self.average.state_dict())
+        self.network.eval()
         return found

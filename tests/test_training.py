@@ -1,15 +1,19 @@
 """The trainer: recipes, the stream of images, exact resume, bad input."""
 
+import errno
 import json
 import math
 import os
 import pickle
+import random
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 from collections import Counter
+from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -44,6 +48,7 @@ SMALL = dict(K=4, Q=3, support=(1, 3))
 BRIEF = recipe(
     "quick", epochs=3.0, batch=16, shift=1, ema=0.9, precision="float32"
 )
+LONGER = replace(BRIEF, epochs=6.0)  # 15 steps
 
 
 def small(n=40, split="train", seed=0):
@@ -105,6 +110,8 @@ def whole():
         dict(schedule="steps", milestones=(2.0, 1.0), factors=(0.5, 0.1)),
         dict(schedule="steps", milestones=(1.0,), factors=()),
         dict(schedule="steps", milestones=(1.0,), factors=(0.0,)),
+        dict(schedule="steps", milestones=(1.0,), factors=(math.inf,)),
+        dict(schedule="steps", milestones=("1",), factors=(0.1,)),
         dict(warmup=1.5),
         dict(final=-0.1),
         dict(momentum=1.0),
@@ -114,6 +121,8 @@ def whole():
         dict(label_smoothing=1.0),
         dict(ema=1.0),
         dict(shift=-1),
+        dict(flip="no"),
+        dict(nesterov=1.0),
         dict(precision="half"),
     ],
     ids=str,
@@ -428,10 +437,11 @@ def interrupted(folder, where, when):
             die()
         return real(*arguments)
     setattr(own.training, where, patched)
-    own.train(folder, save_minutes=own.SAVES)
+    own.train(folder, recipe=own.LONGER, save_minutes=own.SAVES)
 
 def resumed(folder):
-    network, _ = own.train(folder, save_minutes=own.SAVES, seed=5)
+    options = dict(recipe=own.LONGER, save_minutes=own.SAVES)
+    network, _ = own.train(folder, seed=5, **options)
     torch.save(own.weights(network), folder / "weights.pt")
 
 own.train()  # what a first run imports, once for all children
@@ -447,23 +457,28 @@ SAVES = 0.0004  # minutes: about every second step
 
 
 def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path):
-    """At ten steps, between gradient and update, and amid checkpoints."""
-    cases = [f"learning_rate:{k}" for k in range(1, 11)]
-    cases += ["_sha256:4", "_sync:3", "write:6", "_on_cpu:3"]
-    subprocess.run(
+    """At ten random steps, at random places, and amid checkpoints."""
+    seed = 11
+    chance = random.Random(seed)
+    # before a step, between gradient and update, and before the average
+    places = "batch_indices", "learning_rate", "follow"
+    steps = chance.sample(range(1, 16), 10)
+    cases = [f"{chance.choice(places)}:{step}" for step in steps]
+    cases += ["_sha256:4", "_sync:4", "_sync:5", "write:6", "_on_cpu:3"]
+    done = subprocess.run(
         [sys.executable, "-c", KILLED, HERE, tmp_path, *cases],
-        check=True,
         env=os.environ | dict(OMP_NUM_THREADS="1"),
         cwd=HERE.parent,
     )
+    assert done.returncode == 0, f"seed {seed}: {cases}"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    network, _ = train()
+    network, _ = train(recipe=LONGER)
     torch.set_num_threads(before)
     for case in cases:
         folder = tmp_path / case.replace(":", "-")
         found = torch.load(folder / "weights.pt", weights_only=True)
-        assert equal(found, weights(network)), case
+        assert equal(found, weights(network)), f"seed {seed}: {case}"
         assert not list((folder / "checkpoints").glob(".*")), case
 
 
@@ -481,6 +496,81 @@ def test_sigterm_ends_the_step_saves_and_exits(whole, tmp_path):
     assert checkpoints(tmp_path)[-1].name == "step-00000004"
     network, _ = train(tmp_path)
     assert equal(weights(network), whole[0])
+
+
+@pytest.mark.parametrize("where", ["follow", "_verdict"])
+def test_sigterm_at_the_very_end_is_heeded_once_all_is_safe(
+    whole, tmp_path, monkeypatch, where
+):
+    """In the last step, or in the final evaluation; no next seed begins."""
+    real, held_out = getattr(training, where), small(20, "test")
+
+    def send(*arguments):
+        if where == "_verdict" or arguments[3] == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return real(*arguments)
+
+    monkeypatch.setattr(training, where, send)
+    with pytest.raises(SystemExit) as exit:
+        train(tmp_path, test=held_out)
+    assert exit.value.code == TERMINATED
+    assert checkpoints(tmp_path)[-1].name == "step-00000008"
+    evaluated = (tmp_path / "model.safetensors").exists()
+    assert evaluated == (where == "_verdict")
+    monkeypatch.undo()
+    network, result = train(tmp_path, test=held_out)
+    assert equal(weights(network), whole[0])
+    assert result["confusion"] == whole[1]["confusion"]
+
+
+def test_a_folder_is_one_process_s_at_a_time(tmp_path):
+    """That a killed process frees it is seen where processes are killed."""
+    message = rf"in use by process {os.getpid()} on .*; wait until it ends"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path, callbacks=[lambda row: train(tmp_path)])
+    _, result = train(tmp_path)
+    assert result["finished"]
+
+
+@pytest.mark.parametrize("lacking", ["locks", "fcntl", "synced folders"])
+def test_a_file_system_may_lack(whole, tmp_path, monkeypatch, lacking):
+    real = os.fsync
+
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    def files_alone(handle):
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(handle)
+
+    if lacking == "locks":
+        monkeypatch.setattr(training.fcntl, "flock", refuse)
+    elif lacking == "fcntl":
+        monkeypatch.setattr(training, "fcntl", None)
+    else:
+        monkeypatch.setattr(os, "fsync", files_alone)
+    network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+
+
+def test_a_restart_that_finds_no_checkpoint_is_refused(
+    tmp_path, monkeypatch
+):
+    """On another machine, say; a later run of the process may begin."""
+    monkeypatch.setattr(Trainer, "begun", False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
+    with pytest.raises(
+        ValueError, match=r"restart 2, and no checkpoint .* machines share"
+    ):
+        train(tmp_path)
+    assert not checkpoints(tmp_path)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
+    train(tmp_path, run=dict(stop_after=0.0))
+    monkeypatch.setattr(Trainer, "begun", False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train(tmp_path)[1]["finished"]
+    assert train(tmp_path / "next")[1]["finished"]
 
 
 def test_two_checkpoints_are_kept_and_can_be_checked(tmp_path):
@@ -525,29 +615,105 @@ def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, harm, name):
     assert read_checkpoint(tmp_path)[3]["step"] == 8  # whole again
 
 
-def test_a_damaged_checkpoint_of_a_later_step_is_removed(tmp_path):
+def test_a_damaged_checkpoint_is_set_aside_and_half_files_are_removed(
+    tmp_path,
+):
     for _ in range(4):
         train(tmp_path, run=dict(stop_after=0.0))
     newest = checkpoints(tmp_path)[-1]
     newest.rename(newest.with_name("step-00000006"))  # it is of step 4
-    (newest.parent / ".step-00000009.partial").mkdir()
+    (newest.parent / "step-00000006.damaged").mkdir()  # once before
+    (newest.parent / ".step-00000009.1a2b.partial").mkdir()
+    (tmp_path / ".log.jsonl.123.partial").write_text("{")
     with pytest.warns(UserWarning, match="says that it is of step 4"):
         train(tmp_path, run=dict(stop_after=0.0))
     names = sorted(path.name for path in newest.parent.iterdir())
-    assert names == ["step-00000003", "step-00000004"]
+    assert names == [
+        "step-00000003",
+        "step-00000004",
+        "step-00000006.damaged",
+        "step-00000006.damaged1",
+    ]
+    assert (newest.parent / names[-1] / "state.safetensors").exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_only_whole_names_are_checkpoints_and_the_number_orders_them(
+    tmp_path,
+):
+    for name in (
+        "step-100000000",
+        "step-99999999",
+        "step-99999999 copy 2",
+        "step-00000009.damaged",
+        "step-9",
+        ".step-00000009.1a2b.partial",
+    ):
+        (tmp_path / "checkpoints" / name).mkdir(parents=True)
+    names = [path.name for path in checkpoints(tmp_path)]
+    assert names == ["step-99999999", "step-100000000"]
+
+
+@contextmanager
+def permissions():
+    """Permissions count: root becomes nobody for a while."""
+    root = os.geteuid() == 0
+    if root:
+        try:
+            os.seteuid(65534)
+        except OSError as error:
+            pytest.skip(f"root that cannot become another user: {error}")
+    try:
+        yield
+    finally:
+        if root:
+            os.seteuid(0)
+
+
+def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
+    tmp_path, monkeypatch
+):
+    """Nor is a memory that is full."""
+    train(tmp_path, save_minutes=0.0)
+    before = checkpoints(tmp_path)
+    file = before[-1] / "state.safetensors"
+    monkeypatch.chdir(tmp_path)  # what is above, others may not enter
+    tmp_path.chmod(0o755)
+    file.chmod(0)
+    with (
+        permissions(),
+        pytest.raises(PermissionError, match=r"could not be read .*again"),
+    ):
+        read_checkpoint(".")
+    file.chmod(0o644)
+
+    def full(path):
+        raise MemoryError
+
+    monkeypatch.setattr(training, "_sha256", full)
+    with pytest.raises(MemoryError):
+        train(tmp_path)
+    assert checkpoints(tmp_path) == before
 
 
 def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):
     train(tmp_path, run=dict(stop_after=0.0))
     before, real = checkpoints(tmp_path), os.replace
+    sync, synced = training._sync, []
+
+    def noting(folder):
+        synced.append(Path(folder))
+        sync(folder)
 
     def refuse(source, target):
         if Path(source).is_dir():
             files = [path.name for path in Path(source).iterdir()]
             assert len(files) == 3  # it is whole before it has its name
+            assert synced[-1] == Path(source)  # on the disk, too
             raise OSError("the plug was pulled")
         real(source, target)
 
+    monkeypatch.setattr(training, "_sync", noting)
     monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match="the plug was pulled"):
         train(tmp_path)
@@ -614,8 +780,9 @@ def test_a_checkpoint_of_other_tensors_is_refused(tmp_path):
         (dict(network=dict(Q=4)), "config.Q is 4 here and was 3"),
         (dict(data=small(seed=1)), "data.sha256"),
         (dict(data=small(30)), "data.images is 30 here and was 40"),
+        (dict(options=dict(test=small(9, "test"))), "data.test_sha256"),
     ],
-    ids=["epochs", "ema", "seed", "config", "images", "number"],
+    ids=["epochs", "ema", "seed", "config", "images", "number", "test"],
 )
 def test_another_run_in_the_folder_is_refused_by_name(
     tmp_path, options, named
@@ -672,6 +839,47 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
         rate = learning_rate(BRIEF, row["step"] - 1, 40)
         assert row["learning_rate"] == rate
         assert row["epoch"] == row["step"] * 16 / 40
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        bytes(99),
+        b"\xff\xfe{\n",
+        b'{"step": 2, "lo',
+        b"[2]\n",
+        b'{"a": 2}\n',
+    ],
+    ids=["zeros", "noise", "half", "list", "other"],
+)
+def test_a_log_that_ends_in_garbage_is_read_up_to_it(tmp_path, end):
+    train(tmp_path, run=dict(stop_after=0.0))
+    log = tmp_path / "log.jsonl"
+    log.write_bytes(log.read_bytes() + end)
+    train(tmp_path)
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 3, 5, 8]
+
+
+def test_rows_that_are_lost_are_named_and_the_run_goes_on(whole, tmp_path):
+    for _ in range(2):
+        train(tmp_path, run=dict(stop_after=0.0))
+    log = tmp_path / "log.jsonl"
+    first, second = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(first + bytes(len(second)))
+    with pytest.warns(UserWarning, match="rows from step 2 to 2 are lost"):
+        network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+    rows = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 3, 5, 8]
+
+
+def test_a_clock_that_stands_still_divides_nothing_by_zero(
+    monkeypatch, capsys
+):
+    monkeypatch.setattr(training.time, "perf_counter", lambda: 1.0)
+    _, result = train(progress=True)
+    assert result["finished"] and "images/s" in capsys.readouterr().out
 
 
 def test_the_history_has_the_mean_loss_of_each_epoch():
@@ -803,21 +1011,47 @@ def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, whole):
     assert equal(weights(network), whole[0])
 
 
+@pytest.mark.skipif(
+    not Path("/dev/full").exists(), reason="no /dev/full: run it on Linux"
+)
+def test_a_full_disk_is_told_though_the_log_cannot_be_closed(tmp_path):
+    data = small()
+
+    def fill(row):
+        trainer.journal.file.close()
+        trainer.journal.file = open("/dev/full", "a")
+
+    trainer = Trainer(
+        build(data), data, BRIEF, folder=tmp_path, progress=False,
+        device="cpu", callbacks=[fill], log_steps=1,
+    )  # fmt: skip
+    with pytest.raises(OSError, match=r"the log could not be .*make room"):
+        trainer.run()
+
+
 def test_a_folder_that_cannot_be_written_is_refused_at_once(
     tmp_path, monkeypatch
 ):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(OSError, match=r"Trainer: the folder could not be"):
         train(tmp_path / "file")
-    real = os.fsync
-
-    def refuse(handle):
-        raise PermissionError(13, "Permission denied")
-
-    monkeypatch.setattr(os, "fsync", refuse)
-    with pytest.raises(PermissionError, match="change the permissions"):
-        train(tmp_path / "run")
-    monkeypatch.setattr(os, "fsync", real)
+    run = tmp_path / "run"
+    train(run, run=dict(stop_after=0.0))
+    before = checkpoints(run)
+    monkeypatch.chdir(run)
+    run.chmod(0o555)
+    try:
+        for name in (".", "new"):
+            with (
+                permissions(),
+                pytest.raises(
+                    PermissionError, match="change the permissions"
+                ),
+            ):
+                train(Path(name))
+    finally:
+        run.chmod(0o755)
+    assert checkpoints(run) == before and not (run / "new").exists()
 
 
 def pictures(folder):
@@ -871,6 +1105,7 @@ def test_a_class_without_images_is_refused(tmp_path):
         ("moments", "no mean and std"),
         ("grey", "expected one for each channel"),
         ("no folder", "tensorboard=True without a folder"),
+        ("milestone", "a milestone at epoch 3 and ends at 3; expected"),
     ],
 )
 def test_what_does_not_fit_is_refused_before_training(
@@ -891,6 +1126,9 @@ def test_what_does_not_fit_is_refused_before_training(
         own = replace(own, shift=8)
     elif fault == "moments":
         network = HCNN(preset("hcnn8-shapes10", **SMALL))
+    elif fault == "milestone":
+        times = dict(milestones=(1.0, 3.0), factors=(0.1, 0.01))
+        own = replace(own, schedule="steps", **times)
     elif fault == "grey":
         grey = data.images[:, :1].contiguous()
         data = replace(data, images=grey)
