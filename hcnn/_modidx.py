@@ -315,6 +315,10 @@ d = {
                 "05-fused.html#_elu_backward_",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._factor_gradients": (
+                "05-fused.html#_factor_gradients",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._factor_outputs": (
                 "05-fused.html#_factor_outputs",
                 "hcnn/fused.py",

@@ -1028,6 +1028,14 @@ def _factor_outputs(patches, factors, memory):
     return y, images.permute(0, 3, 1, 2)
 
 
+def _factor_gradients(d_y, y, patches, factors):
+    """Of the factors and of the nine taps; works in place."""
+    _elu_backward_(d_y, y)
+    d_factors = torch.mm(patches.flatten(1), d_y).T
+    d_taps = torch.mm(factors[:, :9].T, d_y.T)
+    return d_factors, d_taps.view(9, *patches.shape[1:])
+
+
 def _elu_backward_(d_out, out):
     """The gradient before an ELU, in place, from its result."""
     return torch.ops.aten.elu_backward.grad_input(
@@ -1092,10 +1100,8 @@ class _Plus(torch.autograd.Function):
             d_weight += d_w
             d_bias += d_b
             d_y = d_y.permute(0, 2, 3, 1).reshape(y.shape)
-            _elu_backward_(d_y, y)
-            d_factors += torch.mm(patches.flatten(1), d_y).T
-            d_taps = torch.mm(factors[:, :9].T, d_y.T)
-            d_taps = d_taps.view(9, *patches.shape[1:])
+            d_f, d_taps = _factor_gradients(d_y, y, patches, factors)
+            d_factors += d_f
             taps = blocks.taps(d_x, *block)
             for tap, d_tap in zip(taps, d_taps, strict=True):
                 tap += d_tap
