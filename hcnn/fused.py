@@ -786,11 +786,13 @@ def _in_blocks(x, kernel, bias_map, stride, border, elu_mean):
 # %% ../book/05-fused.ipynb #a5832097
 def _waves(b, c, y, x):
     """$e^{2 pi i (k_1 y / b + k_2 x / c)}$ as (y x, f, alias)."""
-    k1 = torch.arange(b).double().view(2, 1, -1, 1) / b
-    k2 = torch.arange(c).double().view(1, 2, 1, -1)[..., : c // 4 + 1] / c
+    k1 = torch.arange(b).view(2, 1, -1, 1)
+    k2 = torch.arange(c).view(1, 2, 1, -1)[..., : c // 4 + 1]
     y = torch.tensor(y).view(-1, 1, 1, 1, 1, 1)
     x = torch.tensor(x).view(-1, 1, 1, 1, 1)
-    turns = (k1 * y + k2 * x).flatten(0, 1)
+    # whole turns are left out: rounding would grow with them
+    turns = (k1 * y % b).double() / b + (k2 * x % c).double() / c
+    turns = turns.flatten(0, 1)
     turns = turns.flatten(3).flatten(1, 2).transpose(1, 2)
     return torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
 

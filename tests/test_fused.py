@@ -647,11 +647,15 @@ def test_an_empty_batch_is_refused_in_training_and_empty_in_evaluation():
 def test_an_image_may_be_one_pixel(padding, stride):
     own = layer(padding=padding, stride=stride)
     x = randn(2, 3, 4, 6, 1, 1)
-    for training in (True, False):
+    # all taps meet one value around a pixel, and its factor is divided
+    # out: in training this gradient cancels, but for that of evaluation
+    name, scales = "spatial gradient", {}
+    for training in (False, True):
         expected = everything(slow, own, x, training=training)
         found = everything(fast, own, x, training=training)
-        # all taps meet one pixel there, and gradients cancel
-        compare(found, expected, 1e-10)
+        compare(found, expected, 1e-11, scales)
+        if padding == "periodic":
+            scales = {name: expected[name]}
 
 
 @pytest.mark.parametrize("stride, h, w", [(1, 1, 1), (2, 2, 1), (3, 3, 2)])
