@@ -71,6 +71,10 @@ def small() -> Iterator[Job]:
     short |= dict(seeds=(0, 1, 2))
     tricks = {
         "baseline": {},
+        "output-norm": dict(output_norm=True),
+        "batch-64": dict(batch=64, learning_rate=0.1),
+        "batch-32": dict(batch=32, learning_rate=0.05),
+        "half-rate": dict(learning_rate=0.1),
         "no-smoothing": dict(label_smoothing=0.0),
         "no-average": dict(ema=0.0),
         "no-nesterov": dict(nesterov=False),
@@ -79,7 +83,6 @@ def small() -> Iterator[Job]:
         "steps": dict(
             schedule="steps", milestones=(1.5, 2.5), factors=(0.1, 0.01)
         ),
-        "output-norm": dict(output_norm=True),
     }
     for name, changes in tricks.items():
         yield job(
@@ -91,7 +94,26 @@ def small() -> Iterator[Job]:
     yield job(entry="compare-periodic", **short)
 
 
-PLANS = {"full": full, "small": small}
+def ship() -> Iterator[Job]:
+    """Networks that come with the package, as far as a CPU gets in hours.
+
+    A name that ends in -short says that its recipe is one of few epochs.
+    """
+    for model, epochs in (
+        ("hcnn8-shapes10", 4.0),
+        ("hcnn8-shapes10-periodic", 2.0),
+        ("hcnn8-cifar10", 60.0),
+        ("hcnn-cifar10-periodic", 8.0),
+        ("hcnn-cifar10", 8.0),
+        ("hcnn8-cifar10-periodic", 20.0),
+        ("hcnn8-cifar100", 6.0),
+        ("hcnn8-plus-cifar100", 6.0),
+        ("hcnn8-plus-cifar10", 6.0),
+    ):
+        yield job(model, "modern", f"train-{model}-short", epochs=epochs)
+
+
+PLANS = {"full": full, "small": small, "ship": ship}
 
 
 def dry(job: Job) -> tuple[Job, dict]:

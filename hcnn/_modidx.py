@@ -989,5 +989,203 @@ d = {
                 "hcnn/training.py",
             ),
         },
+        "hcnn.translations": {
+            "hcnn.translations.ArrayIndex": (
+                "10-translations.html#arrayindex",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex.__getitem__": (
+                "10-translations.html#arrayindex.__getitem__",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex.__init__": (
+                "10-translations.html#arrayindex.__init__",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex.__len__": (
+                "10-translations.html#arrayindex.__len__",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex._all": (
+                "10-translations.html#arrayindex._all",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex._blocks": (
+                "10-translations.html#arrayindex._blocks",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex._read": (
+                "10-translations.html#arrayindex._read",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex._smoothed": (
+                "10-translations.html#arrayindex._smoothed",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex._some": (
+                "10-translations.html#arrayindex._some",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex.check": (
+                "10-translations.html#arrayindex.check",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.ArrayIndex.search": (
+                "10-translations.html#arrayindex.search",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.Dependence": (
+                "10-translations.html#dependence",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.Found": (
+                "10-translations.html#found",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._as_long": (
+                "10-translations.html#_as_long",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._best_of_block": (
+                "10-translations.html#_best_of_block",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._check_depths": (
+                "10-translations.html#_check_depths",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._check_search": (
+                "10-translations.html#_check_search",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._check_size": (
+                "10-translations.html#_check_size",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._close": (
+                "10-translations.html#_close",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._damage": (
+                "10-translations.html#_damage",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._file": (
+                "10-translations.html#_file",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._first": (
+                "10-translations.html#_first",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._graph": (
+                "10-translations.html#_graph",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._guesses": (
+                "10-translations.html#_guesses",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._margin": (
+                "10-translations.html#_margin",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._mean": (
+                "10-translations.html#_mean",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._other_orders": (
+                "10-translations.html#_other_orders",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._warn_of_borders": (
+                "10-translations.html#_warn_of_borders",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._whole_folder": (
+                "10-translations.html#_whole_folder",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._write_arrays": (
+                "10-translations.html#_write_arrays",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.attribute_array": (
+                "10-translations.html#attribute_array",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.attribute_arrays": (
+                "10-translations.html#attribute_arrays",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.best_translations": (
+                "10-translations.html#best_translations",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.image_properties": (
+                "10-translations.html#image_properties",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.linear_probe": (
+                "10-translations.html#linear_probe",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.moved_arrays": (
+                "10-translations.html#moved_arrays",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.mutual_information": (
+                "10-translations.html#mutual_information",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.network_digest": (
+                "10-translations.html#network_digest",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.open_index": (
+                "10-translations.html#open_index",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.permutation_test": (
+                "10-translations.html#permutation_test",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.property_change": (
+                "10-translations.html#property_change",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.quantile_labels": (
+                "10-translations.html#quantile_labels",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.small_distance": (
+                "10-translations.html#small_distance",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.smooth_attribute": (
+                "10-translations.html#smooth_attribute",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.store_arrays": (
+                "10-translations.html#store_arrays",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.translate_attribute": (
+                "10-translations.html#translate_attribute",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.translated_neighbours": (
+                "10-translations.html#translated_neighbours",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.untrained_twin": (
+                "10-translations.html#untrained_twin",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.wilson_interval": (
+                "10-translations.html#wilson_interval",
+                "hcnn/translations.py",
+            ),
+        },
     },
 }

@@ -8,12 +8,14 @@ import os
 import shlex
 import sys
 from collections.abc import Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional, arg
+
 
 EXPECTED = (
     ValueError,
@@ -326,6 +328,136 @@ def info() -> None:
     print(overview())
 
 
+def translate(
+    image: Annotated[Path, Positional, arg(metavar="IMAGE")],
+    /,
+    *,
+    depth: int = 11,
+    tau: Annotated[tuple[int, ...] | None, _or("all", "N")] = None,
+    model: Annotated[str | None, _or("one that ships", "NAME")] = None,
+    data: Annotated[str | None, _or("the model's", "NAME|FOLDER")] = None,
+    out: Annotated[Path | None, _or("IMAGE-jJ.png", "FILE")] = None,
+    smooth: int = 2,
+    share: float = 0.9,
+    size: int = 32,
+    device: Annotated[str | None, _or("the best one", "NAME")] = None,
+    arrays: Path = Path("runs/arrays"),
+) -> None:
+    """Show what images an image becomes along an attribute.
+
+    The array of a layer is translated by tau, and the training image whose
+    array is nearest is found. Writes them side by side as a PNG: above the
+    images, in the middle the arrays looked for, below those found. The
+    arrays of all training images are computed the first time, and kept.
+
+    Args:
+        image: a file of any usual kind; the middle square is taken.
+        depth: of the layer, 3 to 11.
+        tau: translations, 0 to K/2 - 1.
+        model: a network that comes with the package, the folder of a run,
+            or the file of a network; one with periodic padding.
+        data: the images to search: cifar10, cifar100, shapes10 or a
+            folder. HCNN_DATA says where CIFAR is.
+        out: the PNG, which is replaced if it exists.
+        smooth: samples of the attribute that are averaged.
+        share: a distance is called small if so many images have one as
+            small to their nearest neighbour.
+        size: side in pixels that the image is brought to; that of the
+            training images.
+        device: cpu, cuda or cuda:N.
+        arrays: folder in which arrays are kept.
+    """
+    import torch
+
+    from . import runs
+    from .data import load_dataset, read_image
+    from .runtime import write
+    from .translations import (
+        attribute_array,
+        open_index,
+        small_distance,
+        store_arrays,
+        translate_attribute,
+        translated_neighbours,
+    )
+
+    out = out or Path(f"{image.stem}-j{depth}.png")
+    if not 0 <= share <= 1 or size < 1 or tau == ():
+        raise ValueError(
+            f"translate: --share is {share}, --size {size}, --tau {tau}; "
+            "expected 0 to 1, 1 or more, and at least one number"
+        )
+    if not out.parent.is_dir() or out.resolve() == image.resolve():
+        raise ValueError(
+            f"translate: --out is {out}; expected another file than the "
+            "image, in a folder that exists"
+        )
+    pixels = read_image(image, size)
+    model, data = runs.network_to_search(model, data)
+    network = runs.find_network(model)
+    with torch.no_grad():
+        standard = network.standardize(pixels[None])
+        array = attribute_array(network, standard, depth, smooth)
+    taus = tuple(range(array.shape[1])) if tau is None else tau
+    wanted = [translate_attribute(array, t) for t in taus]
+    images = load_dataset(data, "train", size=size)
+    with _progress(len(images)) as tell:
+        folder = store_arrays(
+            network, images, arrays, device=_checked(device), tell=tell
+        )
+    index = open_index(folder, depth, smooth, images)
+    own = (images.images == pixels).flatten(1).all(1).nonzero().flatten()
+    exclude = torch.cat([own, torch.tensor([-1])])[:1]
+    found = translated_neighbours(index, array, taus, exclude=exclude)
+    near, far = found.indices[0, :, 0], found.distances[0, :, 0]
+    small = small_distance(index, share)
+    print(
+        f"{model}, {len(images):,} images of {images.name}, depth {depth}"
+    )
+    for t, which, distance in zip(
+        taus, near.tolist(), far.tolist(), strict=True
+    ):
+        name = images.class_names[images.labels[which]]
+        note = (
+            ""
+            if distance <= (small or distance)
+            else ", not small: no image is near"
+        )
+        print(
+            f"tau {t}: {name}, image {which}, distance "
+            f"{distance / (small or 1.0):.2f}{note}"
+        )
+    if small:
+        print(f"in units of {small:.4g}, within which {share:.0%} of them")
+        print("have their nearest neighbour")
+    write(
+        out,
+        runs.strip(
+            [pixels, *images.images[near]],
+            [array[0], *torch.cat(wanted)],
+            [array[0], *index[near]],
+        ),
+        "translate",
+    )
+    print(out)
+
+
+@contextmanager
+def _progress(total):
+    """A bar on a terminal for something that counts up to `total`."""
+    from tqdm import tqdm
+
+    with tqdm(
+        total=total,
+        unit="image",
+        desc="arrays",
+        leave=False,
+        delay=1,
+        disable=None,
+    ) as bar:
+        yield lambda done: bar.update(done - bar.n)
+
+
 def export(
     file: Saved,
     /,
@@ -403,6 +535,7 @@ COMMANDS = {
     "evaluate": evaluate,
     "predict": predict,
     "info": info,
+    "translate": translate,
     "bench": bench,
     "export": export,
 }

@@ -22,6 +22,7 @@ COMMANDS = {
     "train": "hcnn train … --record NAME",
     "ablate": "python -m benchmarks.training small",
     "compare": "python -m benchmarks.training small",
+    "translate": "python -m benchmarks.translations NETWORK",
 }
 
 

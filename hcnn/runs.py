@@ -5,7 +5,9 @@ folder of the trainer, and at the end `run.json`, which is also what an entry
 of the ledger holds.
 """
 
+import io
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -330,10 +332,103 @@ def find_network(model: str | Path) -> Cascade:
     if str(model) in pretrained():
         return load_pretrained(str(model))
     raise ValueError(
-        f"predict: model is {str(model)!r}; expected a folder that hcnn "
+        f"model is {str(model)!r}; expected a folder that hcnn "
         "train wrote, a file, or a network that comes with the package: "
         f"{', '.join(pretrained()) or 'there is none'}"
     )
+
+
+PERIODIC = (
+    "hcnn-cifar10-periodic",
+    "hcnn8-cifar10-periodic",
+    "hcnn8-shapes10-periodic",
+)
+
+
+def network_to_search(
+    model: str | None, data: str | None
+) -> tuple[str, str]:
+    """A network whose attributes are translated, and the images to search.
+
+    Args:
+        model: as for `find_network`; None for the best of `PERIODIC` that
+            ships and whose images are at hand.
+        data: as for `datasets`; None for those it was trained on.
+
+    Raises:
+        ValueError: there is no such network, or no images are known.
+    """
+    shipped = pretrained()
+    if model is None:
+        cifar = bool(os.environ.get("HCNN_DATA"))
+        for name in PERIODIC:
+            own = shipped.get(name, {}).get("data")
+            if (
+                own
+                and (data == own if data in NAMED else True)
+                and (cifar or own == "shapes10")
+            ):
+                model = name
+                break
+        else:
+            raise ValueError(
+                f"translate: no network with periodic padding comes with the "
+                f"package for {data or 'the data at hand'}; expected --model "
+                "and a folder that hcnn train wrote, or a file"
+            )
+    if data is None and Path(model).is_dir():
+        data = read(model)["data"]["source"]
+    elif data is None and model in shipped:
+        data = shipped[model]["data"]
+    elif data is None and Path(model).is_file():
+        raise ValueError(
+            f"translate: the file {model} does not say what it was trained "
+            "on; expected --data and a name or a folder of images to search"
+        )
+    return model, data or NAMED[-1]
+
+
+def strip(*rows: Sequence[torch.Tensor], side: int = 128) -> bytes:
+    """A PNG of rows of pictures, all of one width.
+
+    Args:
+        rows: of images (3, h, w) of bytes, or of arrays (b, c), each in
+            its own grey scale, white the highest; equally many in each.
+        side: width of a picture in pixels; values of arrays are squares.
+    """
+    from PIL import Image
+
+    gap, pictures = side // 16, []
+    for row in rows:
+        pictures.append([])
+        for values in row:
+            if values.ndim == 3:
+                pixels = values.permute(1, 2, 0)
+            else:
+                low, high = values.min(), values.max()
+                pixels = (
+                    255 * (values - low) / (high - low).clamp(min=1e-30)
+                )
+                pixels = pixels.round().byte()
+            tall, wide = pixels.shape[:2]
+            pictures[-1].append(
+                Image.fromarray(pixels.numpy())
+                .convert("RGB")
+                .resize(
+                    (side, max(1, side * tall // wide)),
+                    Image.Resampling.NEAREST,
+                )
+            )
+    heights = [gap + max(own.height for own in row) for row in pictures]
+    size = gap + len(rows[0]) * (side + gap), gap + sum(heights)
+    sheet, y = Image.new("RGB", size, "white"), gap
+    for row, height in zip(pictures, heights, strict=True):
+        for x, picture in enumerate(row):
+            sheet.paste(picture, (gap + x * (side + gap), y))
+        y += height
+    buffer = io.BytesIO()
+    sheet.save(buffer, format="png")
+    return buffer.getvalue()
 
 
 def evaluate_run(

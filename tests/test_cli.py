@@ -54,7 +54,9 @@ def test_help_fits_the_screen_and_tells_the_defaults(command, capsys):
     assert text.startswith(
         f"usage: {' '.join(filter(None, ['hcnn', command]))}"
     )
-    assert text.count("\n") < {None: 40, "train": 90}.get(command, 30)
+    assert text.count("\n") < {None: 45, "train": 90, "translate": 45}.get(
+        command, 30
+    )
     if command is None:
         for name in cli.COMMANDS:
             assert f"• {name}" in text
@@ -228,3 +230,137 @@ def test_an_interrupted_command_is_silent(capsys, monkeypatch):
         cli.main(["waiting"])
     assert caught.value.code == 130
     assert capsys.readouterr() == ("", "")
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory):
+    """A periodic network, a folder of images to search, one to ask for."""
+    from PIL import Image
+
+    from hcnn.data import shapes10
+
+    folder, data = tmp_path_factory.mktemp("translate"), shapes10(30)
+    for i, image in enumerate(data.images):
+        own = folder / "images" / data.class_names[data.labels[i]]
+        own.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+        picture.save(own / f"{i}.png")
+    picture.convert("L").resize((50, 40)).save(folder / "grey.png")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        for padding in ("periodic", "zero"):
+            own = HCNN(
+                preset("hcnn8-shapes10", Q=3, padding=padding),
+                mean=data.mean,
+                std=data.std,
+            )
+            own.train()(own.standardize(data.images))
+            own.save(folder / f"{padding}.safetensors")
+    return folder
+
+
+def test_translate_draws_each_translation(searched, tmp_path, capsys):
+    from PIL import Image
+
+    options = [
+        "--model", searched / "periodic.safetensors",
+        "--data", searched / "images", "--depth", "7",
+        "--arrays", tmp_path / "arrays",
+    ]  # fmt: skip
+    out = tmp_path / "a.png"
+    command = "translate", searched / "grey.png", *options, "--out", out
+    cli.main([*map(str, command)])
+    told = capsys.readouterr().out
+    assert [line[:5] for line in told.splitlines()[1:5]] == [
+        f"tau {tau}" for tau in range(4)
+    ]
+    with Image.open(out) as picture:
+        wide = picture.size
+    (kept,) = (tmp_path / "arrays").iterdir()
+    time = (kept / "about.json").stat().st_mtime_ns
+    cli.main([*map(str, command), "--tau", "1", "3", "--share", "0"])
+    told = capsys.readouterr().out
+    assert told.splitlines()[1].startswith("tau 1: ")
+    assert "no image is near" in told
+    assert (kept / "about.json").stat().st_mtime_ns == time
+    with Image.open(out) as picture:
+        assert picture.size[0] < wide[0] and picture.size[1] == wide[1]
+
+
+def test_translate_says_what_is_wrong(searched, tmp_path, capsys):
+    image, arrays = searched / "grey.png", ("--arrays", tmp_path / "a")
+    model = "--model", searched / "periodic.safetensors"
+    data = "--data", searched / "images"
+    for wrong, message in (
+        ((*model, *data, "--tau", "4"), "expected 0 to 3"),
+        ((*model, *data, "--depth", "2"), "expected 3 to 11"),
+        ((*model, *data, "--smooth", "9"), "expected 1 to 4"),
+        ((*model, *data, "--share", "2"), "expected 0 to 1"),
+        ((*model, *data, "--size", "0"), "--size 0"),
+        ((*model, *data, "--tau"), "at least one number"),
+        ((*model, *data, "--out", image), "another file"),
+        ((*model, *data, "--out", "nowhere/a.png"), "a folder that exists"),
+        (model, "does not say what it was trained on"),
+        (("--model", "hcnn8-shpes10"), "comes with the package"),
+        ((*data, "--model", "nothing"), "comes with the package"),
+    ):
+        line = refused(capsys, "translate", image, *wrong, *arrays)
+        assert message in line
+    assert "cannot be read" in refused(
+        capsys, "translate", searched / "zero.safetensors", *model, *data
+    )
+
+
+def test_translate_warns_of_zero_padding(searched, tmp_path):
+    done = hcnn(
+        "translate", searched / "grey.png",
+        "--model", searched / "zero.safetensors",
+        "--data", searched / "images", "--arrays", tmp_path / "arrays",
+        "--out", tmp_path / "a.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "attributes have ends" in done.stderr
+
+
+def test_translate_leaves_out_the_image_itself_and_bears_copies(
+    searched, tmp_path, capsys
+):
+    from shutil import copy
+
+    folder = tmp_path / "images"
+    (image, *_) = sorted((searched / "images" / "disk").iterdir())
+    stars = sorted((searched / "images" / "star").iterdir())
+    for split in ("train", "test"):
+        for name in ("one", "two"):
+            (folder / split / name).mkdir(parents=True)
+            copy(stars[0], folder / split / name)
+    for copies in range(2):  # the image alone, then with a copy
+        copy(image, folder / "train" / "one" / f"{copies}.png")
+        cli.main([
+            "translate", str(image), "--tau", "0", "--share", "0",
+            "--model", str(searched / "periodic.safetensors"),
+            "--data", str(tmp_path / "images"),
+            "--arrays", str(tmp_path / "arrays"),
+            "--out", str(tmp_path / "a.png"),
+        ])  # fmt: skip
+        told = capsys.readouterr().out
+        assert ("distance 0.00" in told) == bool(copies), told
+        assert "in units of" not in told  # two images are equal
+
+
+def test_the_network_that_is_searched_by_default(monkeypatch):
+    from hcnn import runs
+
+    about = {name: dict(data=name.split("-")[1]) for name in runs.PERIODIC}
+    monkeypatch.setattr(runs, "pretrained", lambda: about)
+    monkeypatch.setenv("HCNN_DATA", "somewhere")
+    best = "hcnn-cifar10-periodic"
+    drawn = "hcnn8-shapes10-periodic"
+    assert runs.network_to_search(None, None) == (best, "cifar10")
+    assert runs.network_to_search(None, "a/folder") == (best, "a/folder")
+    assert runs.network_to_search(None, "shapes10") == (drawn, "shapes10")
+    assert runs.network_to_search(drawn, None) == (drawn, "shapes10")
+    monkeypatch.delenv("HCNN_DATA")
+    assert runs.network_to_search(None, None) == (drawn, "shapes10")
+    with pytest.raises(ValueError, match="no network with periodic"):
+        runs.network_to_search(None, "cifar10")

@@ -1,0 +1,587 @@
+"""What chapter 10 measures of a trained network, for the ledger.
+
+`python -m benchmarks.translations hcnn8-shapes10-periodic` makes the arrays
+of all training images (kept in runs/arrays), asks them, and adds the entry
+translate-NETWORK to results/. `python -m benchmarks.translations search`
+measures the search alone, up to a million arrays. CIFAR is where HCNN_DATA
+says.
+"""
+
+import argparse
+import json
+import shlex
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy
+import torch
+from safetensors.torch import save_file
+
+from benchmarks.cells import ROOT
+from hcnn import results, runs, runtime
+from hcnn.data import redraw
+from hcnn.training import evaluate
+from hcnn.translations import (
+    AMOUNTS,
+    DEPTHS,
+    MOVES,
+    PERIODS,
+    POSITIONS,
+    ArrayIndex,
+    attribute_array,
+    attribute_arrays,
+    best_translations,
+    image_properties,
+    linear_probe,
+    moved_arrays,
+    network_digest,
+    open_index,
+    permutation_test,
+    property_change,
+    quantile_labels,
+    small_distance,
+    smooth_attribute,
+    store_arrays,
+    translate_attribute,
+    translated_neighbours,
+    untrained_twin,
+)
+
+SHARES = (0.5, 0.9, 1.0)  # for what is called a small distance
+PROBED = 20_000  # training images that a linear probe learns from
+PICTURED = 3, 5, 7, 9, 11
+WITH_PICTURES = "hcnn-cifar10-periodic"  # no other stores photographs
+
+
+class Study:
+    """A network, its data, and the arrays of both parts of the data.
+
+    Args:
+        network: trained, with periodic padding.
+        train: images that are searched.
+        test: images that are asked for.
+        queries: number of images asked for, of either part, if there are
+            so many.
+        arrays: folder for arrays.
+    """
+
+    def __init__(self, network, train, test, queries, arrays):
+        self.network, self.train, self.test = network, train, test
+        self.twin = untrained_twin(network, train.images[:3200])
+        self.n = min(queries, len(train), len(test))
+        self.arrays, self.folders = arrays, {}
+
+    def folder(self, which, split, position="centre", first=None):
+        """The stored arrays of a network and a part of the data."""
+        key = which, split, position, first
+        if key not in self.folders:
+            self.folders[key] = self._stored(*key)
+        return self.folders[key]
+
+    def _stored(self, which, split, position, first):
+        network = {"trained": self.network, "untrained": self.twin}[which]
+        data = {"train": self.train, "test": self.test}[split]
+        if first is not None:
+            data = data.subset(min(first, len(data)))
+        return store_arrays(
+            network,
+            data,
+            self.arrays,
+            position=position,
+            tell=Told(f"{which}, {data.name}, {split}, {position}"),
+        )
+
+    def queries(self, which, split, depth, smooth=2):
+        """Arrays of the images that are asked for."""
+        index = open_index(self.folder(which, split), depth, smooth)
+        return index[torch.arange(self.n)]
+
+    def found(self, which, split, depth, smooth, queries):
+        """What is found for queries (n, tau, b, c), with distances."""
+        base = open_index(self.folder(which, "train"), depth, smooth)
+        n, taus = queries.shape[:2]
+        exclude = (
+            torch.arange(n) if split == "train" else torch.full((n,), -1)
+        )
+        found = base.search(
+            queries.flatten(0, 1), exclude=exclude.repeat_interleave(taus)
+        )
+        return [own.view(n, taus) for own in found]
+
+    def moved(self, which, split, depth, how):
+        """What is found for all translations of one kind, 0 among them."""
+        raw = self.queries(which, split, depth, smooth=1)
+        taus = range(raw.shape[1])
+        queries = torch.stack(
+            [moved_arrays(raw, tau, how, seed=tau) for tau in taus], 1
+        )
+        return queries, *self.found(which, split, depth, 2, queries)
+
+    def claim(self):
+        """By split, way and depth how often the class is the same."""
+        claim = {}
+        for split, data in (("train", self.train), ("test", self.test)):
+            labels = data.labels[: self.n, None]
+            ways = (*MOVES, "untrained")
+            claim[split] = {how: {} for how in ("nothing", "mean", *ways)}
+            for depth in DEPTHS:
+                same = {}
+                for how in ways:
+                    which = how if how == "untrained" else "trained"
+                    move = "translated" if how == "untrained" else how
+                    _, _, found = self.moved(which, split, depth, move)
+                    same[how] = self.train.labels[found] == labels
+                rows = self.queries("trained", split, depth, 1).shape[1]
+                alone = self.queries("trained", split, depth, rows)
+                _, found = self.found(
+                    "trained", split, depth, rows, alone[:, None]
+                )
+                same["mean"] = self.train.labels[found] == labels
+                same["nothing"] = same["translated"][:, :1]
+                ours = mean_over_taus(same["translated"])
+                for how, own in same.items():
+                    claim[split][how][depth] = outcome(own, ours)
+        return claim
+
+    def near(self):
+        """Distances of test images: what is small, how far is moved."""
+        labels = self.test.labels[: self.n, None]
+        small = {str(share): {} for share in SHARES}
+        moves = {}
+        for depth in DEPTHS:
+            base = open_index(self.folder("trained", "train"), depth)
+            scale = {share: small_distance(base, share) for share in SHARES}
+            plain = self.queries("trained", "test", depth)[:, None]
+            moves[depth] = {}
+            for how in ("translated", "shuffled"):
+                queries, distances, found = self.moved(
+                    "trained", "test", depth, how
+                )
+                far = (queries - plain)[:, 1:].norm(dim=(2, 3))
+                moves[depth][how] = dict(
+                    moved=(far / scale[0.9]).median().item(),
+                    found=(distances[:, 1:] / scale[0.9]).median().item(),
+                    same_image=mean(found[:, 1:] == found[:, :1]),
+                )
+                same = self.train.labels[found] == labels
+                some = {how: slice(1, None)}
+                if how == "translated":
+                    some["nothing"] = slice(0, 1)
+                for name, taus in some.items():
+                    for share in SHARES:
+                        close = distances[:, taus] <= scale[share]
+                        both = same[:, taus] & close
+                        rows = small[str(share)].setdefault(name, {})
+                        rows[depth] = [
+                            int(both.sum()),
+                            int(close.sum()),
+                            close.numel(),
+                        ]
+        return dict(small=small, moves=moves)
+
+    def probes(self):
+        """Test accuracy by position, network, classifier and depth."""
+        found = {position: {} for position in POSITIONS}
+        for position in POSITIONS:
+            for which in ("trained", "untrained"):
+                ours = self.folder(which, "train", position, PROBED)
+                theirs = self.folder(which, "test", position)
+                labels = self.train.labels[:PROBED]
+                rows = {"linear probe": [], "nearest neighbour": []}
+                for depth in DEPTHS:
+                    index, test = (
+                        open_index(own, depth, 1) for own in (ours, theirs)
+                    )
+                    everything = index[torch.arange(len(index))]
+                    queries = test[torch.arange(len(test))]
+                    rows["linear probe"].append(
+                        linear_probe(
+                            everything, labels, queries, self.test.labels
+                        )
+                    )
+                    near = index.search(queries).indices[:, 0]
+                    right = labels[near] == self.test.labels
+                    rows["nearest neighbour"].append(
+                        right.double().mean().item()
+                    )
+                found[position][which] = rows
+        return found
+
+    def properties(self):
+        """Of both parts: known factors, or what is measured."""
+        if self.train.factors is not None:
+            return [
+                {k: v for k, v in own.factors.items() if k != "key"}
+                for own in (self.train, self.test)
+            ]
+        test = self.test.images[: self.n]
+        parts = [own.split(2000) for own in (self.train.images, test)]
+        rows = [[image_properties(own) for own in part] for part in parts]
+        return [
+            {name: torch.cat([row[name] for row in own]) for name in own[0]}
+            for own in rows
+        ]
+
+    def dependence(self, repeats):
+        """Rows of mutual information, with their permutation tests."""
+        there, here = self.properties()
+        classes = self.train.labels, self.test.labels[: self.n]
+        rows = []
+
+        def add(depth, name, question, first, second):
+            found = permutation_test(first, second, repeats)
+            rows.append(
+                dict(
+                    depth=depth,
+                    property=name,
+                    question=question,
+                    **found._asdict(),
+                )
+            )
+
+        # as many images of each class, so that the columns are rectangles
+        count = int(classes[1].bincount().min())
+        grouped = torch.stack(
+            [
+                (classes[1] == label).nonzero()[:count, 0]
+                for label in range(int(classes[1].max()) + 1)
+            ]
+        )
+        for depth in DEPTHS:
+            *_, indices = self.moved("trained", "test", depth, "translated")
+            n, b = indices.shape
+            # one translation for each image, so that pairs are independent
+            one = indices[torch.arange(n), 1 + torch.arange(n) % (b - 1)]
+            taus = torch.arange(b - 1).expand(n, -1)
+            same = classes[0][indices[:, 1:]] == classes[1][:, None]
+            add(depth, "class", "changed", taus, same.long())
+            for name in here:
+                before, after = here[name][:n], there[name]
+                for question, found in (
+                    ("nearest", indices[:, 0]),
+                    ("kept", one),
+                ):
+                    pair = (
+                        quantile_labels(own)[grouped]
+                        for own in (before, after[found])
+                    )
+                    add(depth, name, question, *pair)
+                change = property_change(
+                    before[:, None],
+                    after[indices[:, 1:]],
+                    PERIODS.get(name),
+                )
+                add(depth, name, "changed", taus, quantile_labels(change))
+        if self.train.factors is None:
+            return dict(dependence=rows)
+        explained = {name: {} for name in AMOUNTS}
+        plain = self.by_hand(None, 0)
+        for name, amounts in AMOUNTS.items():
+            moved = [self.by_hand(name, amount) for amount in amounts]
+            for depth in DEPTHS:
+                pairs = [
+                    best_translations(plain[depth], own[depth])
+                    for own in moved
+                ]
+                taus = torch.stack([taus for taus, _ in pairs], 1)
+                change = torch.arange(len(amounts)).expand_as(taus)
+                add(
+                    depth,
+                    "class" if name == "label" else name,
+                    "by hand",
+                    change,
+                    taus,
+                )
+                explained[name][depth] = [share for _, share in pairs]
+        return dict(dependence=rows, explained=explained)
+
+    def by_hand(self, name, amount):
+        """Arrays of test images that were drawn with a factor changed."""
+        which = torch.arange(self.n)
+        changes = {}
+        if name is not None:
+            source = (
+                self.test.labels
+                if name == "label"
+                else self.test.factors[name]
+            )
+            value = source[: self.n] + amount
+            period = 10 if name == "label" else PERIODS.get(name)
+            changes[name] = value if period is None else value % period
+        drawn = redraw(self.test, which, **changes)
+        found = {depth: [] for depth in DEPTHS}
+        with torch.no_grad():
+            for images in drawn.split(250):
+                x = self.network.standardize(images)
+                for depth, own in attribute_arrays(self.network, x).items():
+                    found[depth].append(own)
+        return {
+            depth: smooth_attribute(torch.cat(own))
+            for depth, own in found.items()
+        }
+
+    def pictures(self):
+        """The images of the paper's two figures, and what belongs to them."""
+        names = self.test.class_names
+
+        def first(name, count):
+            label = names.index(name)
+            return (self.test.labels == label).nonzero()[:count, 0]
+
+        birds = first("bird", 2)
+        inputs = torch.cat([first("automobile", 1), first("horse", 1)])
+        base = self.folder("trained", "train")
+        with torch.no_grad():
+            x = self.network.standardize(self.test.images[birds])
+            arrays = attribute_array(self.network, x, 11)
+        index = open_index(base, 11)
+        near = translated_neighbours(index, arrays)
+        which, scale = near.indices[:, :, 0], small_distance(index)
+        pictures = self.train.images[which]
+        pictures[:, 0] = self.test.images[birds]
+        below = index[which.flatten()].unflatten(0, which.shape)
+        below[:, 0] = arrays
+        wanted = [translate_attribute(arrays, t) for t in range(8)]
+        far = near.distances[:, :, 0] / scale
+        rows, same = [], []
+        for depth in PICTURED:
+            with torch.no_grad():
+                x = self.network.standardize(self.test.images[inputs])
+                arrays = attribute_array(self.network, x, depth)
+            near = translated_neighbours(
+                open_index(base, depth), arrays, range(1, arrays.shape[1])
+            ).indices[:, :, 0]
+            rows.append(self.train.images[near])
+            same.append(
+                self.train.labels[near] == self.test.labels[inputs, None]
+            )
+        return {
+            "birds.images": pictures,
+            "birds.arrays": below,
+            "birds.wanted": torch.stack(wanted, 1),
+            "birds.distances": far,
+            "depths.inputs": self.test.images[inputs],
+            "depths.images": torch.stack(rows, 1),
+            "depths.same": torch.stack(same, 1),
+            "depths.depths": torch.tensor(PICTURED),
+        }
+
+    def cost(self, rounds=5):
+        """Rates of forward pass and arrays, and the time of a query."""
+        images = self.test.subset(min(1000, len(self.test)))
+        network, times = self.network, {"forward": [], "arrays": []}
+        for _ in range(rounds + 1):
+            begin = time.perf_counter()
+            with torch.no_grad():
+                for own in images.images.split(250):
+                    network(network.standardize(own))
+            times["forward"].append(time.perf_counter() - begin)
+            with tempfile.TemporaryDirectory() as folder:
+                begin = time.perf_counter()
+                store_arrays(network, images, folder)
+                times["arrays"].append(time.perf_counter() - begin)
+        rates = {
+            name: len(images) / statistics.median(own[1:])
+            for name, own in times.items()
+        }
+        index = open_index(self.folder("trained", "train"), 7)
+        asked = index[torch.arange(min(30, len(index)))]
+        index.search(asked)
+        milliseconds = []
+        for array in asked.split(1):
+            begin = time.perf_counter()
+            index.search(array)
+            milliseconds.append(1000 * (time.perf_counter() - begin))
+        return dict(
+            forward_images_per_second=rates["forward"],
+            arrays_images_per_second=rates["arrays"],
+            arrays_of_forward=rates["arrays"] / rates["forward"],
+            query_milliseconds=statistics.median(milliseconds),
+            clock="arrays with digests and writing; first round left out",
+        )
+
+
+class Told:
+    """Says how far the arrays are, once a minute."""
+
+    def __init__(self, what):
+        self.what, self.last = what, time.monotonic()
+
+    def __call__(self, done):
+        if time.monotonic() > self.last + 60:
+            self.last = time.monotonic()
+            print(f"arrays: {self.what}: {done:,}", flush=True)
+
+
+def mean(values):
+    return values.double().mean().item()
+
+
+def mean_over_taus(same):
+    """For each query the mean over τ ≥ 1, or over all if there is one."""
+    return same[:, min(1, same.shape[1] - 1) :].double().mean(1)
+
+
+def outcome(same, ours):
+    """Counts [same class, all] by τ; mean and error over the queries."""
+    own = mean_over_taus(same)
+    apart = ours - own
+
+    def error(values):
+        return values.std().item() / len(values) ** 0.5
+
+    return dict(
+        counts=[[int(column.sum()), len(column)] for column in same.T],
+        mean=mean(own),
+        error=error(own),
+        difference=mean(apart),
+        difference_error=error(apart),
+    )
+
+
+def study(args, ledger):
+    """Measure one network and record it."""
+    name, data = runs.network_to_search(args.network, args.data)
+    title = results.check_name("study", f"translate-{Path(name).name}")
+    network = runs.find_network(name)
+    train, test = runs.datasets(data)
+    if args.images:
+        train = train.subset(min(args.images, len(train)))
+        test = test.subset(min(args.images, len(test)))
+    asked = Study(network, train, test, args.queries, args.arrays)
+    found = dict(
+        network=name,
+        network_sha256=network_digest(network),
+        accuracy=evaluate(network, test).accuracy,
+        data=train.name,
+        classes=len(train.class_names),
+        images=len(train),
+        queries=asked.n,
+        smooth=2,
+        repeats=args.repeats,
+    )
+    found["claim"] = asked.claim()
+    counts = found["claim"]["test"]["translated"][3]["counts"]
+    found["translations"] = len(counts) - 1
+    found |= asked.near()
+    found["probes"] = asked.probes()
+    found |= asked.dependence(args.repeats)
+    found["cost"] = asked.cost()
+    found["command"] = shlex.join(
+        ["python", "-m", "benchmarks.translations", *args.typed]
+    )
+    found["environment"] = runtime.environment()
+    found = json.loads(json.dumps(found))
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        if name == WITH_PICTURES:
+            files = [Path(folder, "pictures.safetensors")]
+            own = asked.pictures()
+            save_file({k: v.contiguous() for k, v in own.items()}, files[0])
+        path = results.record(title, found, root=ledger, files=files)
+    print(path)
+
+
+def search(ledger):
+    """Time and memory of searches, by number of arrays."""
+    rows = []
+    for n in (50_000, 200_000, 1_000_000):
+        code = f"from benchmarks.translations import search_random; search_random({n})"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        rows.append(json.loads(done.stdout))
+        print(rows[-1], flush=True)
+    found = dict(
+        rows=rows,
+        command="python -m benchmarks.translations search",
+        environment=runtime.environment(),
+    )
+    print(results.record("translate-search", found, root=ledger))
+
+
+def search_random(n, queries=32, b=8, c=16):
+    """Search n random arrays in a file, in this process; print JSON."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "arrays.npy")
+        file = numpy.lib.format.open_memmap(
+            path, "w+", numpy.float32, (n, b, c)
+        )
+        generator = runtime.rng(0)
+        for start in range(0, n, 10_000):
+            stop = min(start + 10_000, n)
+            file[start:stop] = torch.randn(
+                stop - start, b, c, generator=generator
+            ).numpy()
+        file.flush()
+        del file
+        asked = torch.randn(queries, b, c, generator=generator)
+        few = path.with_name("few.npy")  # what a search needs at all
+        numpy.save(few, asked.numpy())
+        ArrayIndex(few).search(asked)
+        before = _peak(reset=True)
+        index = ArrayIndex(path)
+        index.search(asked[:1])
+        milliseconds = []
+        for array in asked.split(1):
+            begin = time.perf_counter()
+            index.search(array)
+            milliseconds.append(1000 * (time.perf_counter() - begin))
+        index.search(asked)
+        found = dict(
+            arrays=n,
+            megabytes=path.stat().st_size / 1e6,
+            peak_megabytes=_peak() - before,
+            query_milliseconds=statistics.median(milliseconds),
+        )
+    print(json.dumps(found))
+
+
+def _peak(reset=False):
+    """Most memory that this process has held, or now holds, in MB."""
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
+    lines = Path("/proc/self/status").read_text().splitlines()
+    (line,) = (own for own in lines if own.startswith("VmHWM"))
+    return int(line.split()[1]) / 1000
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.translations", description=__doc__
+    )
+    parser.add_argument("network", help="shipped, a folder, or search")
+    parser.add_argument("--data", help="by default that of the name")
+    parser.add_argument("--images", type=int, help="fewer, for a trial")
+    parser.add_argument("--queries", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=4999)
+    parser.add_argument(
+        "--arrays", type=Path, default=ROOT / "runs" / "arrays"
+    )
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="the ledger; that of a trial with --images is in runs/trial",
+    )
+    chosen = parser.parse_args(arguments)
+    chosen.typed = sys.argv[1:] if arguments is None else arguments
+    ledger = chosen.results or ROOT / (
+        "runs/trial" if chosen.images else "results"
+    )
+    if chosen.network == "search":
+        search(ledger)
+    else:
+        study(chosen, ledger)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,687 @@
+"""Arrays, their translations, exact search, files of arrays, statistics."""
+
+import json
+import math
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import jaxtyping
+import numpy
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hcnn import translations as own
+from hcnn.data import FACTORS, redraw, shapes10
+from hcnn.network import HCNN, preset
+from hcnn.runtime import repository, rng
+
+
+def randn(*shape, seed=0, dtype=torch.float64):
+    return torch.randn(*shape, generator=rng(seed), dtype=dtype)
+
+
+def network_of(name="hcnn8-shapes10-periodic", **changes):
+    data = shapes10(64)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = HCNN(
+            preset(name, Q=3, **changes), mean=data.mean, std=data.std
+        )
+    with torch.no_grad():
+        network.train()(network.standardize(data.images))
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def network():
+    return network_of()
+
+
+@pytest.fixture(scope="module")
+def shapes():
+    return shapes10(120)
+
+
+@pytest.fixture
+def unchecked():
+    """Our errors come before those of the shape checks."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+# arrays
+
+
+@pytest.mark.parametrize(
+    "engine", ["fused", "factorized", "lean", "folded"]
+)
+@pytest.mark.parametrize("padding", ["zero", "periodic"])
+@pytest.mark.parametrize("output_norm", [False, True])
+def test_arrays_are_the_formula_for_every_engine(
+    engine, padding, output_norm
+):
+    plus = engine == "lean"
+    network = network_of(
+        padding=padding, output_norm=output_norm, plus=plus
+    ).double()
+    images = randn(3, 3, 18, 15)
+    with torch.no_grad():
+        expected = {}
+        for j in own.DEPTHS:
+            x_j = network.layer(images, j)
+            h, w = x_j.shape[-2] // 2, x_j.shape[-1] // 2
+            expected[j] = x_j[..., h, w].sum(1), x_j.sum(1).mean((-2, -1))
+        if engine == "folded":
+            network = network.fold()
+        elif engine == "factorized":
+            network.engine = "factorized"
+        for index, position in enumerate(own.POSITIONS):
+            found = own.attribute_arrays(network, images, position=position)
+            assert list(found) == list(own.DEPTHS)
+            for j, array in found.items():
+                assert_close(array, expected[j][index])
+
+
+def test_some_depths_are_those_of_all(network, shapes):
+    x = network.standardize(shapes.images[:5])
+    with torch.no_grad():
+        every = own.attribute_arrays(network, x)
+        some = own.attribute_arrays(network, x, [9, 4])
+        assert set(some) == {4, 9}
+        for j, array in some.items():
+            assert_close(array, every[j])
+            one = own.attribute_array(network, x, j, smooth=1)
+            assert_close(one, every[j])
+
+
+def test_arrays_have_gradients(network):
+    x = randn(1, 3, 8, 8, dtype=torch.float32).requires_grad_()
+    own.attribute_array(network, x, 5).square().sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+@pytest.mark.parametrize("depth", [2, 12, 0, -3, 5.5])
+def test_a_depth_without_three_attributes_is_refused(
+    depth, network, unchecked
+):
+    with pytest.raises(ValueError, match="expected 3 to 11"):
+        own.attribute_array(network, torch.zeros(1, 3, 8, 8), depth)
+
+
+def test_a_network_in_training_is_refused():
+    training = network_of().train()
+    with pytest.raises(ValueError, match=r"call network\.eval"):
+        own.attribute_arrays(training, torch.zeros(2, 3, 8, 8))
+
+
+def test_zero_padding_warns_and_goes_on():
+    network = network_of("hcnn8-shapes10")
+    x = torch.zeros(1, 3, 8, 8)
+    with pytest.warns(UserWarning, match="attributes have ends"):
+        array = own.attribute_array(network, x, 5)
+    assert array.shape == (1, 4, 8)
+    with warnings.catch_warnings():  # the periodic one is silent
+        warnings.simplefilter("error")
+        own.attribute_array(network_of(), x, 5)
+
+
+@pytest.mark.parametrize("tau", [-1, 4, 1.0, "1"])
+def test_tau_out_of_range_is_refused(tau, unchecked):
+    with pytest.raises(ValueError, match="expected 0 to 3"):
+        own.translate_attribute(torch.zeros(1, 4, 8), tau)
+
+
+@pytest.mark.parametrize("smooth", [0, 5, 2.0])
+def test_an_average_of_too_many_is_refused(smooth, unchecked):
+    with pytest.raises(ValueError, match="expected 1 to 4"):
+        own.smooth_attribute(torch.zeros(1, 4, 8), smooth)
+
+
+def test_translations_move_down_and_come_back():
+    array = torch.arange(8.0).view(1, 4, 2)
+    moved = own.translate_attribute(array, 1)
+    assert torch.equal(moved[0, 1], array[0, 0])
+    assert torch.equal(moved[0, 0], array[0, 3])
+    assert torch.equal(own.translate_attribute(moved, 3), array)
+
+
+# search
+
+
+def brute(arrays, queries, k, smooth, exclude=None):
+    arrays = own.smooth_attribute(arrays, smooth).double().flatten(1)
+    apart = queries.double().flatten(1)[:, None] - arrays
+    distances = apart.square().sum(2).sqrt()
+    if exclude is not None:
+        rows = (exclude >= 0).nonzero()[:, 0]
+        distances[rows, exclude[rows]] = math.inf
+    indices = distances.argsort(dim=1, stable=True)[:, :k]
+    return distances.gather(1, indices), indices
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_search_is_brute_force_in_float64(
+    seed, tmp_path, monkeypatch, unchecked
+):
+    generator = rng(seed)
+
+    def draw(low, high):
+        return int(torch.randint(low, high, (), generator=generator))
+
+    n, b, c = draw(3, 200), draw(1, 7), draw(1, 7)
+    smooth, k, scale = draw(1, b + 1), draw(1, 4), 10.0 ** draw(-4, 5)
+    k = min(k, n - 1)
+    arrays = torch.randn(n, b, c, generator=generator)
+    if seed % 3 == 0:  # ties
+        arrays = arrays.round()[torch.randint(n, (n,), generator=generator)]
+    arrays = scale * (arrays + (seed % 2) * 30)
+    exclude = torch.randint(-1, n, (17,), generator=generator)
+    queries = own.smooth_attribute(arrays, smooth)[exclude]
+    queries = queries + (seed % 4 == 1) * scale * torch.randn(
+        queries.shape, generator=generator
+    )
+    # blocks, queries and pairs end anywhere
+    monkeypatch.setattr(own, "_BLOCK", draw(1, n + 2))
+    monkeypatch.setattr(own, "_QUERIES", draw(1, 20))
+    monkeypatch.setattr(own, "_PAIRS", draw(1, 50))
+    numpy.save(tmp_path / "a.npy", arrays.numpy())
+    for out in (None, exclude):
+        expected = brute(arrays, queries, k, smooth, out)
+        for where in (arrays, tmp_path / "a.npy"):
+            index = own.ArrayIndex(where, smooth)
+            found = index.search(queries, k, out)
+            assert_close(
+                found.distances, expected[0], rtol=1e-12, atol=1e-12 * scale
+            )
+            if seed % 4 != 1 or seed % 3:  # rounding breaks no tie
+                assert torch.equal(found.indices, expected[1])
+
+
+def hard(kind):
+    """Arrays whose distances drown in the rounding of the product."""
+    arrays = torch.randn(400, 4, 8, generator=rng(0))
+    if kind == "oscillation":  # smoothed away, but not from the product
+        arrays = 1 + 1e-3 * arrays
+        return arrays + 1e3 * torch.tensor([1.0, -1, 1, -1])[:, None]
+    if kind == "copies":
+        arrays = 100 + arrays
+        return torch.cat([arrays, arrays * (1 + 2e-7)])
+    return 1e-22 * arrays  # "tiny": squares below float32
+
+
+@pytest.mark.parametrize("kind", ["oscillation", "copies", "tiny"])
+def test_search_is_exact_where_the_product_is_not(kind, monkeypatch):
+    arrays = hard(kind)
+    queries = own.smooth_attribute(arrays)[:200]
+    expected = brute(arrays, queries, 1, 2)[1]
+    index = own.ArrayIndex(arrays)
+    assert torch.equal(index.search(queries).indices, expected)
+    monkeypatch.setattr(own, "_margin", lambda flat, *_: 0 * flat[:, 0])
+    assert kind == "tiny" or not torch.equal(
+        index.search(queries).indices, expected
+    )
+
+
+def test_the_margin_follows_arrays_before_smoothing():
+    arrays = hard("oscillation")
+    queries = own.smooth_attribute(arrays)[:200]
+    index = own.ArrayIndex(arrays)
+    index.largest = index.squares.max().sqrt().double()
+    expected = brute(arrays, queries, 1, 2)[1]
+    assert not torch.equal(index.search(queries).indices, expected)
+
+
+def test_search_is_exact_where_factors_are_short(monkeypatch):
+    arrays = 5 + torch.randn(2000, 4, 8, generator=rng(0))
+    queries = own.smooth_attribute(arrays, 2)[:100]
+    expected = brute(arrays, queries, 3, 2)[1]
+    product = torch.addmm
+
+    def short(squares, first, second, alpha):
+        first, second = (v.bfloat16().float() for v in (first, second))
+        return product(squares, first, second, alpha=alpha)
+
+    monkeypatch.setattr(torch, "addmm", short)
+    index = own.ArrayIndex(arrays)
+    assert not torch.equal(index.search(queries, 3).indices, expected)
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        found = index.search(queries, 3)
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found.indices, expected)
+
+
+def test_many_equal_arrays_are_taken_in_portions(monkeypatch):
+    monkeypatch.setattr(own, "_PAIRS", 100)
+    arrays = torch.ones(1000, 4, 8)
+    found = own.ArrayIndex(arrays).search(arrays[:30], 2)
+    assert found.indices.tolist() == [[0, 1]] * 30
+
+
+def test_ties_are_broken_by_index():
+    array = torch.randn(1, 4, 8, generator=rng(0))
+    arrays = array.repeat(50, 1, 1)
+    query = own.smooth_attribute(array)
+    index = own.ArrayIndex(arrays)
+    assert index.search(query, 4).indices.tolist() == [[0, 1, 2, 3]]
+    out = torch.tensor([1])
+    assert index.search(query, 3, out).indices.tolist() == [[0, 2, 3]]
+
+
+def test_bad_queries_are_refused(unchecked):
+    index = own.ArrayIndex(randn(5, 4, 8).float())
+    for queries, options, message in (
+        (torch.zeros(1, 4, 7), {}, r"have \(4, 8\)"),
+        (torch.full((1, 4, 8), math.nan), {}, "NaN or infinite"),
+        (torch.zeros(1, 4, 8), dict(k=6), "expected 1 to 5"),
+        (
+            torch.zeros(1, 4, 8),
+            dict(k=5, exclude=torch.tensor([0])),
+            "expected 1 to 4",
+        ),
+        (
+            torch.zeros(2, 4, 8),
+            dict(exclude=torch.tensor([0])),
+            r"expected \(2,\)",
+        ),
+        (
+            torch.zeros(1, 4, 8),
+            dict(exclude=torch.tensor([5])),
+            "another data set",
+        ),
+        (torch.zeros(0, 4, 8), {}, "at least one"),
+        (torch.full((1, 4, 8), 1e19), {}, "too large for float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            index.search(queries, **options)
+    for arrays, message in (
+        (torch.zeros(0, 4, 8), "one array or more"),
+        (torch.zeros(4, 8), "one array or more"),
+        (torch.full((3, 4, 8), math.inf), "NaN or infinite"),
+        (torch.full((3, 4, 8), 1e19), "too large for float32"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            own.ArrayIndex(arrays)
+    with pytest.raises(ValueError, match="engine"):
+        own.ArrayIndex(torch.zeros(3, 4, 8), engine="annoy")
+
+
+def test_faiss_finds_the_same_and_chooses_exactly():
+    pytest.importorskip(
+        "faiss", reason="needs faiss: pip install faiss-cpu"
+    )
+    arrays = torch.randn(4000, 4, 8, generator=rng(0))
+    exact = own.ArrayIndex(arrays)
+    graph = own.ArrayIndex(arrays, engine="faiss")
+    queries, out = exact[torch.arange(300)], torch.arange(300)
+    expected = exact.search(queries, 2, out)
+    found = graph.search(queries, 2, out)
+    same = (found.indices == expected.indices).double().mean()
+    assert same > 0.9, same
+    equal = found.indices == expected.indices
+    assert_close(found.distances[equal], expected.distances[equal])
+    few = own.ArrayIndex(arrays[:3], engine="faiss")
+    assert torch.equal(
+        few.search(queries[:3], 2, out[:3]).indices,
+        own.ArrayIndex(arrays[:3]).search(queries[:3], 2, out[:3]).indices,
+    )
+
+
+def test_without_faiss_the_error_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(ImportError, match=r"hcnn\[faiss\]"):
+        own.ArrayIndex(torch.zeros(3, 4, 8), engine="faiss")
+
+
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the peak of memory is read from /proc"
+)
+def test_memory_of_a_search_does_not_grow_with_the_arrays():
+    code = "from benchmarks.translations import *; search_random({}, 4)"
+    small, large = (
+        json.loads(
+            subprocess.run(
+                [sys.executable, "-c", code.format(n)],
+                cwd=repository(),
+                check=True,
+                capture_output=True,
+                text=True,
+            ).stdout
+        )
+        for n in (100_000, 400_000)
+    )
+    assert large["megabytes"] > 3.9 * small["megabytes"]
+    more, file = (
+        large[key] - small[key] for key in ("peak_megabytes", "megabytes")
+    )
+    assert more < 0.4 * file, (small, large)
+
+
+def test_a_small_distance_is_a_quantile(unchecked):
+    arrays = torch.arange(50.0).square().view(50, 1, 1)
+    index = own.ArrayIndex(arrays, 1)
+    near = torch.cat([torch.tensor([1.0]), 2 * torch.arange(1.0, 50) - 1])
+    for share in (0.0, 0.5, 0.9, 1.0):
+        found = own.small_distance(index, share)
+        assert_close(found, near.quantile(share).item())
+    with pytest.raises(ValueError, match="expected 0 to 1"):
+        own.small_distance(index, 1.5)
+    with pytest.raises(ValueError, match="no neighbour"):
+        own.small_distance(own.ArrayIndex(arrays[:1], 1))
+
+
+# files of arrays
+
+
+def test_arrays_are_stored_once_and_by_what_they_depend_on(
+    network, shapes, tmp_path
+):
+    first = own.store_arrays(network, shapes, tmp_path, batch=50)
+    time = (first / "about.json").stat().st_mtime_ns
+    assert own.store_arrays(network, shapes, tmp_path, batch=7) == first
+    assert (first / "about.json").stat().st_mtime_ns == time
+    assert not list(tmp_path.glob(".*"))
+    x = network.standardize(shapes.images)
+    with torch.no_grad():
+        expected = own.attribute_arrays(network, x)
+    for depth, arrays in expected.items():
+        found = own.open_index(first, depth, 1, shapes)
+        assert_close(found[torch.arange(len(shapes))], arrays)
+    other = network_of(support=(3, 5))
+    moved = replace(shapes, labels=shapes.labels.roll(1))
+    folders = {
+        first,
+        own.store_arrays(other, shapes, tmp_path),
+        own.store_arrays(network, moved, tmp_path),
+        own.store_arrays(network, shapes, tmp_path, position="mean"),
+        own.store_arrays(network, shapes, tmp_path, precision="bf16"),
+    }
+    assert len(folders) == 5
+    auto = own.store_arrays(network, shapes, tmp_path, precision="auto")
+    assert auto in folders  # by what it is, not by what it was called
+
+
+def test_another_data_set_is_refused(network, shapes, tmp_path):
+    folder = own.store_arrays(network, shapes, tmp_path)
+    with pytest.raises(ValueError, match="not the data set"):
+        own.open_index(folder, 5, data=shapes10(120, seed=1))
+    with pytest.raises(FileNotFoundError, match=r"x-06\.npy"):
+        own.open_index(tmp_path, 6)
+
+
+@pytest.mark.parametrize(
+    "damage", ["short", "gone", "about", "garbage", "list"]
+)
+def test_damaged_arrays_are_computed_anew(
+    damage, network, shapes, tmp_path
+):
+    folder = own.store_arrays(network, shapes, tmp_path)
+    path, about = folder / "x-05.npy", folder / "about.json"
+    before = path.read_bytes()
+    if damage == "short":
+        path.write_bytes(before[:-1])
+    elif damage == "gone":
+        path.unlink()
+    elif damage == "about":
+        about.unlink()
+    else:
+        about.write_text("{}" if damage == "garbage" else "[]")
+    with pytest.raises((ValueError, OSError), match="store_arrays"):
+        own.open_index(folder, 5)
+    with pytest.warns(UserWarning, match="computed anew"):
+        own.store_arrays(network, shapes, tmp_path)
+    assert path.read_bytes() == before
+    own.open_index(folder, 5)
+    assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+
+
+def test_nothing_half_written_stays(network, shapes, tmp_path):
+    def stop(done):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        own.store_arrays(network, shapes, tmp_path, batch=50, tell=stop)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_an_error_and_leaves_nothing(
+    network, shapes, tmp_path
+):
+    network.save(tmp_path / "network.safetensors")
+    code = """
+import resource, signal, sys
+from hcnn.data import shapes10
+from hcnn.network import HCNN
+from hcnn.translations import store_arrays
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+try:
+    store_arrays(HCNN.load(sys.argv[1]), shapes10(120), sys.argv[2])
+except OSError as error:
+    print(error)
+"""
+    place = tmp_path / "arrays"
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            code,
+            tmp_path / "network.safetensors",
+            place,
+        ],
+        capture_output=True,
+        text=True,
+    )
+    assert "too large" in done.stdout, done.stderr  # 9 kB are not enough
+    assert not list(place.iterdir())
+
+
+def test_the_first_of_two_writers_stays(network, shapes, tmp_path):
+    def meanwhile(done):
+        if done == len(shapes):
+            other.append(own.store_arrays(network, shapes, tmp_path))
+            times.append((other[0] / "about.json").stat().st_mtime_ns)
+
+    other, times = [], []
+    folder = own.store_arrays(network, shapes, tmp_path, tell=meanwhile)
+    assert other == [folder]
+    assert (folder / "about.json").stat().st_mtime_ns == times[0]
+    assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+
+
+def test_no_image_and_no_batch_are_refused(network, shapes, tmp_path):
+    empty = replace(
+        shapes, images=shapes.images[:0], labels=shapes.labels[:0]
+    )
+    for data, batch in ((empty, 10), (shapes, 0)):
+        with pytest.raises(ValueError, match="at least one of both"):
+            own.store_arrays(network, data, tmp_path, batch=batch)
+
+
+def test_images_of_another_size_have_arrays(network):
+    large = torch.randint(
+        256, (3, 3, 48, 40), dtype=torch.uint8, generator=rng(0)
+    )
+    with torch.no_grad():
+        found = own.attribute_arrays(network, network.standardize(large))
+    assert all(a.shape[:2] == (3, 4) for a in found.values())
+
+
+# controls and statistics
+
+
+@pytest.mark.parametrize("b", [4, 5, 8])
+def test_a_shuffle_is_no_translation_and_loses_nothing(b, unchecked):
+    arrays = randn(300, b, 5)
+    for tau in range(1, b):
+        found = own.moved_arrays(arrays, tau, "shuffled", 1, seed=tau)
+        assert_close(found.sort(1).values, arrays.sort(1).values)
+        rows = (found[:, :, None] == arrays[:, None]).all(-1)
+        source = rows.double().argmax(2)  # where each row came from
+        steps = (torch.arange(b) - source) % b
+        assert not (steps == steps[:, :1]).all(1).any()
+    for how, shape in (("shuffled", (2, 3, 3)), ("step", (1, 4, 3))):
+        with pytest.raises(ValueError, match="expected two images"):
+            own.moved_arrays(randn(*shape), 1, how)
+    with pytest.raises(ValueError, match="translated"):
+        own.moved_arrays(arrays, 1, "sideways")
+
+
+@pytest.mark.parametrize("b", [4, 5, 8])
+def test_phases_keep_the_spectrum_and_undo_nothing_else(b):
+    arrays = randn(50, b, 5)
+    for smooth in (1, 2):
+        plain = own.smooth_attribute(arrays, smooth)
+        found = own.moved_arrays(arrays, 1, "phases", smooth)
+        assert_close(
+            *(torch.fft.rfft(v, dim=1).abs() for v in (found, plain))
+        )
+        assert (found - plain).norm(dim=(1, 2)).min() > 0.01
+
+
+def test_a_probe_finds_the_optimum_and_ignores_scale(unchecked):
+    arrays, labels = randn(300, 2, 3), torch.arange(300) % 3
+    arrays[torch.arange(300), 0, labels] += 2
+    test, wanted = randn(200, 2, 3, seed=1), torch.arange(200) % 3
+    test[torch.arange(200), 0, wanted] += 2
+    found = own.linear_probe(arrays, labels, test, wanted)
+    scaled = own.linear_probe(
+        1e3 * arrays + 7, labels, 1e3 * test + 7, wanted
+    )
+    assert found == scaled and 0.7 < found < 1
+    constant = arrays.clone()
+    constant[:, 1] = 5
+    own.linear_probe(constant, labels, test, wanted)
+    with pytest.raises(ValueError, match="one label for each"):
+        own.linear_probe(arrays, labels[:-1], test, wanted)
+
+
+def test_information_is_that_of_the_formula():
+    first = torch.tensor([[0, 0, 1, 1, 2, 2]])
+    assert own.mutual_information(first, first) == pytest.approx(
+        math.log2(3)
+    )
+    assert own.mutual_information(first, 0 * first) == 0
+    half = torch.tensor([[0, 0, 1, 1, 0, 1]])
+    assert own.mutual_information(first, half) == pytest.approx(2 / 3)
+    assert own.mutual_information(half, first) == pytest.approx(2 / 3)
+
+
+def test_a_permutation_stays_within_its_group():
+    groups = torch.arange(4)[:, None].expand(4, 6)
+    found = own.permutation_test(groups, groups, 9)
+    assert found.bits == pytest.approx(2) and found.chance == found.bits
+    assert found.p == 1  # within a group nothing depends
+    found = own.permutation_test(
+        groups.reshape(1, -1), groups.reshape(1, -1), 99
+    )
+    assert found.p == 0.01 and found.chance < 1
+
+
+def test_labels_are_of_equal_groups_and_keep_ties():
+    values = torch.tensor([0.0] * 50 + [1.0] * 50)
+    assert own.quantile_labels(values).unique().numel() == 2
+    many = own.quantile_labels(randn(8000))
+    assert many.bincount().tolist() == [1000] * 8
+
+
+def test_properties_of_drawn_shapes_follow_their_factors():
+    data = shapes10(40)
+    which = torch.arange(40)
+    quiet = redraw(data, which, noise=[0.0] * 40)
+    turned = redraw(
+        data,
+        which,
+        noise=[0.0] * 40,
+        hue=((data.factors["hue"] + 0.5) % 1).tolist(),
+        background=((data.factors["background"] + 0.5) % 1).tolist(),
+    )
+    before, after = map(own.image_properties, (quiet, turned))
+    apart = own.property_change(before["hue"], after["hue"], 1.0)
+    assert (apart.abs() > 0.4).all()  # half a turn of all colours
+    bright = own.image_properties((quiet // 2).contiguous())
+    assert (bright["brightness"] < before["brightness"]).all()
+    assert (bright["contrast"] < before["contrast"]).all()
+
+
+def test_an_untrained_twin_leaves_the_network_alone(network, shapes):
+    before = own.network_digest(network)
+    state = torch.random.get_rng_state()
+    twin = own.untrained_twin(network, shapes.images)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert own.network_digest(network) == before
+    assert own.network_digest(twin) != before
+    assert twin.config == network.config and not twin.training
+    again = own.untrained_twin(network, shapes.images)
+    assert own.network_digest(again) == own.network_digest(twin)
+
+
+def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
+    from benchmarks import translations as study
+    from hcnn import results
+
+    parts = shapes10(300), shapes10(80, 0, "test")
+    monkeypatch.setattr(study.runs, "datasets", lambda data: parts)
+
+    study.main(
+        [
+            "hcnn8-shapes10-periodic",
+            *("--queries", "60", "--repeats", "9"),
+            *("--results", str(tmp_path), "--arrays", str(tmp_path / "a")),
+        ]
+    )
+    found = results.newest("translate-hcnn8-shapes10-periodic", tmp_path)
+    assert found["translations"] == 3 and found["images"] == 300
+    for split in ("train", "test"):
+        claim = found["claim"][split]
+        assert set(claim) == {*own.MOVES, "untrained", "mean", "nothing"}
+        for how, rows in claim.items():
+            assert set(rows) == {str(depth) for depth in own.DEPTHS}
+            for row in rows.values():
+                counts = row["counts"]
+                assert len(counts) == (
+                    1 if how in ("mean", "nothing") else 4
+                )
+                assert all(0 <= k <= n == 60 for k, n in counts)
+                later = counts[1:] or counts
+                assert row["mean"] == pytest.approx(
+                    sum(k for k, _ in later) / 60 / len(later)
+                )
+        # the query itself is no answer, or its class were always found
+        assert claim["translated"]["3"]["counts"][0][0] < 50
+        for depth, ours in claim["translated"].items():
+            for how in claim:
+                row = claim[how][depth]
+                assert row["difference"] == pytest.approx(
+                    ours["mean"] - row["mean"]
+                )
+        deep = {how: claim[how]["11"]["counts"][0][0] for how in claim}
+        assert deep["translated"] > deep["untrained"] + 10
+        assert (
+            deep["translated"]
+            == deep["step"]
+            == deep["shuffled"]
+            == deep["nothing"]
+        )
+    for ways in found["small"].values():
+        for how, rows in ways.items():
+            for same, close, every in rows.values():
+                assert same <= close <= every
+                assert every == (60 if how == "nothing" else 180)
+    for rows in found["moves"].values():
+        assert all(0 < own["moved"] for own in rows.values())
+        assert all(0 <= own["same_image"] <= 1 for own in rows.values())
+    questions = {row["question"] for row in found["dependence"]}
+    assert questions == {"nearest", "kept", "changed", "by hand"}
+    properties = {row["property"] for row in found["dependence"]}
+    assert properties == {*FACTORS, "class"}
+    assert all(0.1 <= row["p"] <= 1 for row in found["dependence"])
+    assert set(found["explained"]) == set(own.AMOUNTS)
+    deep = found["probes"]["mean"]["trained"]["linear probe"]
+    assert len(deep) == 9 and deep[-1] > deep[0]
