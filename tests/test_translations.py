@@ -1,6 +1,5 @@
 """Arrays, their translations, exact search, files of arrays, statistics."""
 
-import json
 import math
 import subprocess
 import sys
@@ -13,10 +12,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from benchmarks.translations import fresh_search
 from hcnn import translations as own
 from hcnn.data import FACTORS, redraw, shapes10
 from hcnn.network import HCNN, preset
-from hcnn.runtime import repository, rng
+from hcnn.runtime import rng
 
 
 def randn(*shape, seed=0, dtype=torch.float64):
@@ -343,19 +343,7 @@ def test_without_faiss_the_error_says_what_to_install(monkeypatch):
     sys.platform != "linux", reason="the peak of memory is read from /proc"
 )
 def test_memory_of_a_search_does_not_grow_with_the_arrays():
-    code = "from benchmarks.translations import *; search_random({}, 4)"
-    small, large = (
-        json.loads(
-            subprocess.run(
-                [sys.executable, "-c", code.format(n)],
-                cwd=repository(),
-                check=True,
-                capture_output=True,
-                text=True,
-            ).stdout
-        )
-        for n in (100_000, 400_000)
-    )
+    small, large = (fresh_search(n, 4) for n in (100_000, 400_000))
     assert large["megabytes"] > 3.9 * small["megabytes"]
     more, file = (
         large[key] - small[key] for key in ("peak_megabytes", "megabytes")
