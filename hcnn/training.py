@@ -212,8 +212,8 @@ _RECIPES = {
     ),
     "modern": Recipe(
         epochs=100.0,
-        batch=128,
-        learning_rate=0.2,
+        batch=32,
+        learning_rate=0.05,
         weight_decay=5e-4,
         label_smoothing=0.1,
         ema=0.999,
