@@ -69,12 +69,14 @@ def small() -> Iterator[Job]:
     """
     short = dict(model="hcnn8-cifar10", name="modern", epochs=3.0)
     short |= dict(seeds=(0, 1, 2))
+    plain = dict(output_norm=False)  # as batch and rate were chosen
     tricks = {
         "baseline": {},
-        "batch-64": dict(batch=64, learning_rate=0.1),
-        "batch-128": dict(batch=128, learning_rate=0.2),
+        "plain": plain,
+        "plain-batch-64": dict(plain, batch=64, learning_rate=0.1),
+        "plain-batch-128": dict(plain, batch=128, learning_rate=0.2),
+        "half-rate": dict(learning_rate=0.025),
         "twice-the-rate": dict(learning_rate=0.1),
-        "output-norm": dict(output_norm=True),
         "no-smoothing": dict(label_smoothing=0.0),
         "no-average": dict(ema=0.0),
         "no-nesterov": dict(nesterov=False),
@@ -99,14 +101,9 @@ def ship() -> Iterator[Job]:
 
     A name that ends in -short says that its recipe is one of few epochs.
     """
-    large = dict(batch=128, learning_rate=0.2)
     for model, epochs in (
         ("hcnn8-shapes10", 4.0),
         ("hcnn8-shapes10-periodic", 2.0),
-    ):
-        entry = f"train-{model}-short"
-        yield job(model, "modern", entry, epochs=epochs, **large)
-    for model, epochs in (
         ("hcnn8-cifar10", 60.0),
         ("hcnn-cifar10-periodic", 8.0),
         ("hcnn-cifar10", 8.0),

@@ -235,6 +235,18 @@ d = {
                 "05-fused.html#_blocks.taps",
                 "hcnn/fused.py",
             ),
+            "hcnn.fused._EluMean": (
+                "05-fused.html#_elumean",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._EluMean.backward": (
+                "05-fused.html#_elumean.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._EluMean.forward": (
+                "05-fused.html#_elumean.forward",
+                "hcnn/fused.py",
+            ),
             "hcnn.fused._Moments": (
                 "05-fused.html#_moments",
                 "hcnn/fused.py",
@@ -255,6 +267,18 @@ d = {
             ),
             "hcnn.fused._Plus.forward": (
                 "05-fused.html#_plus.forward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Statistics": (
+                "05-fused.html#_statistics",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Statistics.backward": (
+                "05-fused.html#_statistics.backward",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused._Statistics.forward": (
+                "05-fused.html#_statistics.forward",
                 "hcnn/fused.py",
             ),
             "hcnn.fused._StridedMoments": (
@@ -349,6 +373,7 @@ d = {
                 "hcnn/fused.py",
             ),
             "hcnn.fused._laps": ("05-fused.html#_laps", "hcnn/fused.py"),
+            "hcnn.fused._line": ("05-fused.html#_line", "hcnn/fused.py"),
             "hcnn.fused._mean": ("05-fused.html#_mean", "hcnn/fused.py"),
             "hcnn.fused._on_each_other": (
                 "05-fused.html#_on_each_other",
@@ -402,6 +427,10 @@ d = {
             ),
             "hcnn.fused.lean_plus": (
                 "05-fused.html#lean_plus",
+                "hcnn/fused.py",
+            ),
+            "hcnn.fused.normalize_elu": (
+                "05-fused.html#normalize_elu",
                 "hcnn/fused.py",
             ),
             "hcnn.fused.normalized_factors": (

@@ -13,6 +13,7 @@ __all__ = [
     "normalized_factors",
     "batch_kernel",
     "banded_conv2d",
+    "normalize_elu",
     "fused_conv5d",
     "lean_plus",
 ]
@@ -767,6 +768,23 @@ def _mean(parts):
     return total
 
 
+class _EluMean(torch.autograd.Function):
+    """ELU of (n h w b c d), in place, and its mean over b."""
+
+    @staticmethod
+    def forward(ctx, z):
+        out = F.elu_(z)
+        ctx.save_for_backward(out)
+        return _mean(out.unbind(3))
+
+    @staticmethod
+    def backward(ctx, d_out):
+        _refuse_second_derivatives()
+        (out,) = ctx.saved_tensors
+        d_all = (d_out / out.shape[3]).unsqueeze(3).expand_as(out)
+        return _elu_backward(d_all.contiguous(), out)
+
+
 # of a block: fewer skip more of the band, more run faster
 _OUTPUTS = {torch.bfloat16: 128, torch.float16: 128}
 
@@ -842,7 +860,7 @@ def _by_frequency(x, kernel, bias_map, stride, border, elu_mean):
         )
         z = back.T @ z.permute(0, 2, 3, 1).unflatten(3, (-1, d))
         z = z.unflatten(3, (b2, c2))
-        outs.append(F.elu_(z).mean(3) if elu_mean else z)
+        outs.append(_EluMean.apply(z) if elu_mean else z)
     return torch.cat(outs)
 
 
@@ -857,7 +875,7 @@ def _whole(x, kernel, bias_map, stride, border, elu_mean):
         _planes(x), weight.permute(0, 3, 1, 2), bias, stride, border
     )
     z = z.permute(0, 2, 3, 1).unflatten(3, bias_map.shape)
-    return F.elu_(z).mean(3) if elu_mean else z
+    return _EluMean.apply(z) if elu_mean else z
 
 
 def banded_conv2d(
@@ -918,6 +936,92 @@ def banded_conv2d(
             product = _in_blocks
         border = _BORDER[padding]
         out = product(x, kernel, bias_map, stride, border, elu_mean)
+    return out.movedim((1, 2), (-2, -1))
+
+
+# %% ../book/05-fused.ipynb #db01fafc
+def _line(x, gain, constant):
+    """gain x + constant for each column of (values, columns)."""
+    zero, one = torch.zeros_like(gain), torch.ones_like(gain)
+    return F.batch_norm(x, zero, one, gain, constant, eps=0.0)
+
+
+class _Statistics(torch.autograd.Function):
+    """Mean and variance of each column of (values, columns)."""
+
+    @staticmethod
+    def forward(ctx, x):
+        dtype = torch.promote_types(x.dtype, torch.float32)
+        unused = x.new_zeros(2, x.shape[1], dtype=dtype)
+        mean, var = torch.batch_norm_update_stats(x, *unused, 0.0)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    def backward(ctx, d_mean, d_var):
+        _refuse_second_derivatives()
+        x, mean = ctx.saved_tensors
+        gain = 2 * d_var / len(x)
+        return _line(x, gain, d_mean / len(x) - gain * mean)
+
+
+def normalize_elu(
+    x: Float[Tensor, "n b c d h w"],
+    running_mean: Float[Tensor, "d"],
+    running_var: Float[Tensor, "d"],
+    scale: Float[Tensor, "d"],
+    shift: Float[Tensor, "d"],
+    *,
+    training: bool = True,
+    mean: bool = False,
+) -> Float[Tensor, "n ..."]:
+    """`normalize` for each value of the newest attribute, then an ELU.
+
+    Args:
+        x: a layer before its ELU, as `banded_conv2d` lays it out.
+        running_mean: as for `normalize`.
+        running_var: as for `normalize`.
+        scale: multiplied with what is normalized.
+        shift: added to it.
+        training: use the statistics of `x`, of all ranks.
+        mean: go on to the mean over `b`.
+
+    Returns:
+        An array like `x`; with `mean` (n, c, d, h, w).
+
+    Raises:
+        ValueError: fewer than two values for each `d` in training.
+        NotImplementedError: second derivatives, in training.
+
+    Source: {ref}`sec-normalized-output`, {eq}`eq-columns`.
+    """
+    x = x.movedim((-2, -1), (1, 2))
+    d, columns = x.shape[-1], x.shape[3:].numel()
+    with torch.autocast(x.device.type, enabled=False):
+        values = x.reshape(-1, columns)
+        m, var = running_mean, running_var
+        if training:
+            count = values.numel() // d
+            if count < 2:
+                raise ValueError(
+                    f"normalize_elu: {count} value for each value of d; "
+                    "expected at least two in training; take a larger "
+                    "batch or image, or call eval() first"
+                )
+            means, variances = _Statistics.apply(values)
+            means, variances = means.view(-1, d), variances.view(-1, d)
+            (m,), _ = rank_mean([means.mean(0)], count)
+            var = (variances + (means - m).square()).mean(0)
+            (var,), count = rank_mean([var], count)
+            with torch.no_grad():
+                running_mean.lerp_(m.to(running_mean), MOMENTUM)
+                unbiased = var * (count / (count - 1))
+                running_var.lerp_(unbiased.to(running_var), MOMENTUM)
+        gain = scale * (var + EPS).rsqrt()
+        line = gain, shift - m * gain
+        z = _line(values, *(v.repeat(columns // d) for v in line))
+        z = z.view(x.shape)
+        out = _EluMean.apply(z) if mean else F.elu(z)
     return out.movedim((1, 2), (-2, -1))
 
 

@@ -58,7 +58,13 @@ from hcnn.conv5d import (
 )
 from .data import standardize
 from .factorized import EPS, FactorizedConv5d, fold, normalize
-from .fused import band, banded_conv2d, batch_kernel, lean_plus
+from hcnn.fused import (
+    band,
+    banded_conv2d,
+    batch_kernel,
+    lean_plus,
+    normalize_elu,
+)
 from .runtime import write
 
 # %% ../book/07-network.ipynb #f80c3eaa
@@ -161,9 +167,7 @@ _PRESETS = {
 }
 _SUFFIXES = {
     "-periodic": dict(padding="periodic"),
-    "-authors": dict(
-        spatial_strides=(4, 8), output_norm=True, head="dense"
-    ),
+    "-authors": dict(spatial_strides=(4, 8), head="dense"),
 }
 
 
@@ -176,10 +180,10 @@ def preset(name: str, **changes) -> HCNNConfig:
             hcnn8-cifar10, hcnn8-plus-cifar10, hcnn8-cifar100,
             hcnn8-plus-cifar100, hcnn8-shapes10 (K = 8, support 3 × 7).
             Behind it may stand -periodic (periodic padding) or -authors
-            (the choices of the authors' code: strides at 4 and 8, a
-            normalization after each layer, a dense head; window centres
-            stay at 2i, a departure from it).
-        changes: fields of `HCNNConfig` and their values, such as Q=9.
+            (the choices of the authors' code: strides at 4 and 8, a dense
+            head; window centres stay at 2i, a departure from it).
+        changes: fields of `HCNNConfig` and their values, such as Q=9, or
+            output_norm=False for the paper's text to the letter.
 
     Raises:
         ValueError: an unknown name, or a value no network can have.
@@ -204,8 +208,8 @@ def preset(name: str, **changes) -> HCNNConfig:
                 f"preset: no field {field!r}; expected one of "
                 f"{', '.join(known)}"
             )
-    config = HCNNConfig(**_PRESETS[base], **_SUFFIXES.get(suffix, {}))
-    return replace(config, **changes)
+    own = _PRESETS[base] | _SUFFIXES.get(suffix, {})
+    return replace(HCNNConfig(output_norm=True, **own), **changes)
 
 
 # %% ../book/07-network.ipynb #c53b410f
@@ -533,15 +537,14 @@ def fast_step(
         operator: `SecondConv` or `FactorizedConv5d`.
         norm: the `OutputNorm` behind it, if there is one.
         x: the layer before, lifted; `a` may have been averaged.
-        mean: average the result over `a`, if that is had for nothing.
+        mean: average the result over `a`.
 
     Returns:
         The next layer, where `a2` is `b2`, or one if it was averaged.
 
     Source: {ref}`sec-engine`.
     """
-    x = forget(x)
-    elu_mean = mean and norm is None
+    x, elu_mean = forget(x), mean and norm is None
     where = dict(stride=operator.stride, padding=operator.padding)
     if isinstance(operator, SecondConv):
         kernel, c2 = operator.weight[:, None], -(-x.shape[2] // 2)
@@ -560,9 +563,13 @@ def fast_step(
         else:
             given = batch_kernel(x, *factors, *running, **more)
             x = banded_conv2d(x, *given, elu_mean=elu_mean, **where)
-    if elu_mean:
-        return x[:, None]
-    return F.elu(x if norm is None else norm(x))
+    if norm is not None:
+        statistics = norm.running_mean, norm.running_var
+        more = dict(training=norm.training, mean=mean)
+        x = normalize_elu(x, *statistics, norm.scale, norm.shift, **more)
+    elif not mean:
+        x = F.elu(x)
+    return x[:, None] if mean else x
 
 
 # %% ../book/07-network.ipynb #a5d0a380

@@ -690,7 +690,7 @@ def test_presets_are_what_their_names_say(name):
     assert config.classes == (100 if "cifar100" in name else 10)
     assert config.plus == ("-plus" in name)
     assert config.padding == ("periodic" if "periodic" in name else "zero")
-    assert config.output_norm == ("authors" in name)
+    assert config.output_norm
     assert config.head == ("dense" if "authors" in name else "mean")
     strides = (4, 8) if "authors" in name else (5, 9)
     assert config.spatial_strides == strides

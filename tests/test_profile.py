@@ -12,7 +12,9 @@ from hcnn.network import preset
 @pytest.fixture(autouse=True)
 def small(monkeypatch):
     monkeypatch.setattr(
-        profile, "preset", lambda name: preset("hcnn8-cifar10")
+        profile,
+        "preset",
+        lambda name, **changes: preset("hcnn8-cifar10", **changes),
     )
     monkeypatch.setattr(profile, "BATCH", 1)
     monkeypatch.setattr(profile, "ROUNDS", 1)
