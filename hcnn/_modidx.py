@@ -623,6 +623,10 @@ d = {
                 "07-network.html#outputnorm.__init__",
                 "hcnn/network.py",
             ),
+            "hcnn.network.OutputNorm.elu": (
+                "07-network.html#outputnorm.elu",
+                "hcnn/network.py",
+            ),
             "hcnn.network.OutputNorm.forward": (
                 "07-network.html#outputnorm.forward",
                 "hcnn/network.py",

@@ -319,6 +319,16 @@ class OutputNorm(nn.Module):
         )
         return out.view_as(x)
 
+    def elu(
+        self, x: Float[Tensor, "n b c d h w"], mean: bool = False
+    ) -> Float[Tensor, "n ..."]:
+        """The same and an ELU, in the fast engines' layout; with `mean`
+        (n, c, d, h, w), its mean over `b`."""
+        statistics = self.running_mean, self.running_var
+        affine, more = (self.scale, self.shift), dict(mean=mean)
+        more["training"] = self.training
+        return normalize_elu(x, *statistics, *affine, **more)
+
 
 # %% ../book/07-network.ipynb #62254a47
 class Cascade(nn.Module):
@@ -564,9 +574,7 @@ def fast_step(
             given = batch_kernel(x, *factors, *running, **more)
             x = banded_conv2d(x, *given, elu_mean=elu_mean, **where)
     if norm is not None:
-        statistics = norm.running_mean, norm.running_var
-        more = dict(training=norm.training, mean=mean)
-        x = normalize_elu(x, *statistics, norm.scale, norm.shift, **more)
+        x = norm.elu(x, mean)
     elif not mean:
         x = F.elu(x)
     return x[:, None] if mean else x
@@ -630,10 +638,10 @@ class HCNN(Cascade):
     def step(self, x: Tensor, j: int, mean: bool = False) -> Tensor:
         if self.engine == "factorized" or j == DEPTH:
             return super().step(x, j)
-        if j == 1:
-            x = x.contiguous(memory_format=torch.channels_last)
-            return super().step(x, j)
         norm = getattr(self, f"norm{j}", None)
+        if j == 1:
+            x = self.W1(x.contiguous(memory_format=torch.channels_last))
+            return F.elu(x) if norm is None else norm.elu(lift(x))[:, 0, 0]
         x = fast_step(getattr(self, f"W{j}"), norm, lift(x), mean)
         return x[:, 0] if j == 2 else x  # there is one value of v_0
 

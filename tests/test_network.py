@@ -607,8 +607,7 @@ def rewritten(
         ),
         (
             dict(change_about=lambda a: a.update(folded=True)),
-            "nothing for W1.kernel; its own configuration expects "
-            "(8, 3, 3, 3)",
+            "nothing for W1.bias; its own configuration expects (8,)",
         ),
         (
             dict(change_config=lambda c: c.update(K=9)),

@@ -152,6 +152,13 @@ def test_a_file_that_was_not_shipped_is_refused(shipped):
         load_pretrained("other")
 
 
+def test_the_readme_lists_the_networks_that_come_along():
+    text = ship.README.read_text("utf-8")
+    assert text == ship.readme(text), "run `python tools/ship.py`"
+    for name, about in pretrained().items():
+        assert f"| `{name}` | {about['data']} | " in text
+
+
 def test_large_files_are_not_shipped(ledger, shipped, monkeypatch):
     monkeypatch.setattr(ship, "LARGEST", 1000)
     before = (shipped / "index.json").read_text()

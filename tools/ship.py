@@ -1,5 +1,7 @@
 """Put networks of the ledger into the package: python tools/ship.py NAME ENTRY.
 
+Without arguments it writes the README's table of them again.
+
 The newest entry of a training run gives `hcnn/weights/NAME.safetensors`, and
 `hcnn/weights/index.json` says where it is from. With several seeds it is the
 network of the first: none is chosen by its accuracy.
@@ -11,9 +13,12 @@ import json
 from pathlib import Path
 
 from hcnn import results, runs
+from hcnn.network import HCNN
 from hcnn.runtime import write
 
-WEIGHTS = Path(__file__).resolve().parent.parent / "hcnn" / "weights"
+ROOT = Path(__file__).resolve().parent.parent
+README, WEIGHTS = ROOT / "README.md", ROOT / "hcnn" / "weights"
+TABLE = "<!-- networks, by tools/ship.py -->"  # stands before and behind
 LARGEST = 2 * 10**6  # bytes: it lives in the repository
 
 
@@ -42,16 +47,42 @@ def ship(name: str, entry: str, root=None, weights: Path = WEIGHTS) -> Path:
     return path
 
 
+def readme(text: str, root=None, weights: Path = WEIGHTS) -> str:
+    """The README with the table of the networks that come along."""
+    kept = {own.path.name: own.data for own in results.entries(root=root)}
+    index = json.loads((weights / "index.json").read_text("utf-8"))
+    head = "network", "tested on", "test accuracy", "epochs", "filters"
+    rows = [(*head, "trained numbers"), ("---",) * 6]
+    for name, about in index.items():
+        own = HCNN.load(weights / f"{name}.safetensors")
+        rows.append((
+            f"`{name}`", about["data"], f"{100 * about['accuracy']:.2f} %",
+            f"{kept[about['entry']]['recipe']['epochs']:g}",
+            f"{own.parameter_count():,d}",
+            f"{own.parameter_count(folded=False):,d}",
+        ))  # fmt: skip
+    lines = (f"| {' | '.join(row)} |" for row in rows)
+    before, _, behind = text.split(TABLE)
+    return TABLE.join((before, "\n" + "\n".join(lines) + "\n", behind))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         "python tools/ship.py", description=__doc__
     )
     parser.add_argument(
-        "name", help="of the network, as users will call it"
+        "network",
+        nargs="*",
+        metavar="NAME ENTRY",
+        help="of the network, as users will call it, and of the ledger, "
+        "without its number",
     )
-    parser.add_argument("entry", help="of the ledger, without its number")
-    chosen = parser.parse_args()
-    print(ship(chosen.name, chosen.entry))
+    chosen = parser.parse_args().network
+    if len(chosen) not in (0, 2):
+        parser.error(f"{len(chosen)} names; expected NAME ENTRY, or none")
+    if chosen:
+        print(ship(*chosen))
+    README.write_text(readme(README.read_text("utf-8")), "utf-8")
 
 
 if __name__ == "__main__":
