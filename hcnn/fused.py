@@ -145,14 +145,25 @@ def _dot(x, y):
     return torch.stack([torch.dot(a, b) for a, b in pieces]).sum()
 
 
+def _wrap(x, reach):
+    """x (n h w …), continued periodically by `reach` along h and w."""
+    for axis in (1, 2):
+        size = x.shape[axis]
+        index = torch.arange(-reach, size + reach, device=x.device) % size
+        x = x.index_select(axis, index)
+    return x
+
+
 def _products(m, padding):
     """Totals and products of m (n h w k), as `_assembly` takes them."""
     width, k = m.shape[2:]
-    if padding == "periodic":  # no edges
-        flat = m.flatten()
-        around = [m.roll((-y, -x), (1, 2)).flatten() for y, x in LAGS]
-        lags = torch.stack([_dot(flat, other) for other in around])
-        return F.pad(m.sum().view(1), (0, 8)), F.pad(lags, (0, 16))
+    if padding == "periodic":  # no edges; what lies around counts once
+        flat = F.pad(m, (0, 0, 2, 2, 2, 2)).flatten()
+        around = _wrap(m, 2).flatten()
+        steps = [(y * (width + 4) + x) * k for y, x in LAGS]
+        lags = [_dot(flat[: len(flat) - s], around[s:]) for s in steps]
+        lags = F.pad(torch.stack(lags), (0, 16))
+        return F.pad(m.sum().view(1), (0, 8)), lags
     flat = F.pad(m, (0, 0, 1, 1, 1, 1)).flatten()
     steps = [(y * (width + 2) + x) * k for y, x in LAGS]
     lags = [_dot(flat[: len(flat) - s], flat[s:]) for s in steps]
@@ -177,15 +188,6 @@ _BORDER = {"zero": 1, "periodic": 0}  # what conv2d still has to pad
 def _planes(x):
     """(n h w …) as conv2d takes it: all else channels, last in memory."""
     return x.flatten(3).permute(0, 3, 1, 2)
-
-
-def _wrap(x, reach):
-    """x (n h w …), continued periodically by `reach` along h and w."""
-    for axis in (1, 2):
-        size = x.shape[axis]
-        index = torch.arange(-reach, size + reach, device=x.device) % size
-        x = x.index_select(axis, index)
-    return x
 
 
 def _unwrap(x):
@@ -781,8 +783,9 @@ class _EluMean(torch.autograd.Function):
     def backward(ctx, d_out):
         _refuse_second_derivatives()
         (out,) = ctx.saved_tensors
-        d_all = (d_out / out.shape[3]).unsqueeze(3).expand_as(out)
-        return _elu_backward(d_all.contiguous(), out)
+        d_out = (d_out / out.shape[3]).contiguous()  # before it is spread
+        d_all = d_out.unsqueeze(3).expand_as(out).contiguous()
+        return _elu_backward(d_all, out)
 
 
 # of a block: fewer skip more of the band, more run faster
