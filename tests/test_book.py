@@ -248,8 +248,6 @@ def pictures(text: str) -> dict[str, Image.Image]:
 
     notebook["cells"] = before_training(notebook["cells"])
     for index, cell in enumerate(code_cells(notebook)):
-        if "near-ties" in cell["metadata"].get("tags", []):
-            continue  # one image that changes sides moves its curves
         for output in cell["outputs"]:
             if "image/png" in output.get("data", {}):
                 figure = (
