@@ -761,52 +761,16 @@ d = {
                 "08-training.html#trainer.__init__",
                 "hcnn/training.py",
             ),
-            "hcnn.training.Trainer._advance": (
-                "08-training.html#trainer._advance",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._agree": (
-                "08-training.html#trainer._agree",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._log": (
-                "08-training.html#trainer._log",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._restore": (
-                "08-training.html#trainer._restore",
-                "hcnn/training.py",
-            ),
             "hcnn.training.Trainer._result": (
                 "08-training.html#trainer._result",
                 "hcnn/training.py",
             ),
-            "hcnn.training.Trainer._save": (
-                "08-training.html#trainer._save",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._start": (
-                "08-training.html#trainer._start",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._stop_at": (
-                "08-training.html#trainer._stop_at",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer._tensors": (
-                "08-training.html#trainer._tensors",
+            "hcnn.training.Trainer._row": (
+                "08-training.html#trainer._row",
                 "hcnn/training.py",
             ),
             "hcnn.training.Trainer._train": (
                 "08-training.html#trainer._train",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer.epoch": (
-                "08-training.html#trainer.epoch",
-                "hcnn/training.py",
-            ),
-            "hcnn.training.Trainer.model": (
-                "08-training.html#trainer.model",
                 "hcnn/training.py",
             ),
             "hcnn.training.Trainer.run": (
@@ -837,6 +801,74 @@ d = {
                 "08-training.html#_bar.update",
                 "hcnn/training.py",
             ),
+            "hcnn.training._Kept": (
+                "08-training.html#_kept",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.__init__": (
+                "08-training.html#_kept.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.add": (
+                "08-training.html#_kept.add",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.open": (
+                "08-training.html#_kept.open",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.publish": (
+                "08-training.html#_kept.publish",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.restore": (
+                "08-training.html#_kept.restore",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Kept.save": (
+                "08-training.html#_kept.save",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner": (
+                "08-training.html#_learner",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.__init__": (
+                "08-training.html#_learner.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.advance": (
+                "08-training.html#_learner.advance",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.agree": (
+                "08-training.html#_learner.agree",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.begin": (
+                "08-training.html#_learner.begin",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.epoch": (
+                "08-training.html#_learner.epoch",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.loss": (
+                "08-training.html#_learner.loss",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.model": (
+                "08-training.html#_learner.model",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.numbers": (
+                "08-training.html#_learner.numbers",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._Learner.tensors": (
+                "08-training.html#_learner.tensors",
+                "hcnn/training.py",
+            ),
             "hcnn.training._about": (
                 "08-training.html#_about",
                 "hcnn/training.py",
@@ -859,6 +891,10 @@ d = {
             ),
             "hcnn.training._descend": (
                 "08-training.html#_descend",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._finite": (
+                "08-training.html#_finite",
                 "hcnn/training.py",
             ),
             "hcnn.training._held": (
@@ -1039,26 +1075,6 @@ d = {
                 "10-translations.html#arrayindex.__len__",
                 "hcnn/translations.py",
             ),
-            "hcnn.translations.ArrayIndex._all": (
-                "10-translations.html#arrayindex._all",
-                "hcnn/translations.py",
-            ),
-            "hcnn.translations.ArrayIndex._blocks": (
-                "10-translations.html#arrayindex._blocks",
-                "hcnn/translations.py",
-            ),
-            "hcnn.translations.ArrayIndex._read": (
-                "10-translations.html#arrayindex._read",
-                "hcnn/translations.py",
-            ),
-            "hcnn.translations.ArrayIndex._smoothed": (
-                "10-translations.html#arrayindex._smoothed",
-                "hcnn/translations.py",
-            ),
-            "hcnn.translations.ArrayIndex._some": (
-                "10-translations.html#arrayindex._some",
-                "hcnn/translations.py",
-            ),
             "hcnn.translations.ArrayIndex.check": (
                 "10-translations.html#arrayindex.check",
                 "hcnn/translations.py",
@@ -1075,12 +1091,44 @@ d = {
                 "10-translations.html#found",
                 "hcnn/translations.py",
             ),
+            "hcnn.translations._Stored": (
+                "10-translations.html#_stored",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored.__init__": (
+                "10-translations.html#_stored.__init__",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored._all": (
+                "10-translations.html#_stored._all",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored.blocks": (
+                "10-translations.html#_stored.blocks",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored.norms": (
+                "10-translations.html#_stored.norms",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored.read": (
+                "10-translations.html#_stored.read",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._Stored.rows": (
+                "10-translations.html#_stored.rows",
+                "hcnn/translations.py",
+            ),
             "hcnn.translations._as_long": (
                 "10-translations.html#_as_long",
                 "hcnn/translations.py",
             ),
             "hcnn.translations._best_of_block": (
                 "10-translations.html#_best_of_block",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations._by_graph": (
+                "10-translations.html#_by_graph",
                 "hcnn/translations.py",
             ),
             "hcnn.translations._check_depths": (
@@ -1103,6 +1151,10 @@ d = {
                 "10-translations.html#_damage",
                 "hcnn/translations.py",
             ),
+            "hcnn.translations._exact": (
+                "10-translations.html#_exact",
+                "hcnn/translations.py",
+            ),
             "hcnn.translations._file": (
                 "10-translations.html#_file",
                 "hcnn/translations.py",
@@ -1113,10 +1165,6 @@ d = {
             ),
             "hcnn.translations._graph": (
                 "10-translations.html#_graph",
-                "hcnn/translations.py",
-            ),
-            "hcnn.translations._guesses": (
-                "10-translations.html#_guesses",
                 "hcnn/translations.py",
             ),
             "hcnn.translations._margin": (

@@ -485,6 +485,7 @@ def predict(
     return torch.cat(scores)
 
 
+# %% ../book/08-training.ipynb #adfe7114
 def evaluate(
     network: nn.Module,
     data: Dataset,
@@ -509,7 +510,7 @@ def evaluate(
     return judge(predict(network, data.images, **options), data.labels)
 
 
-# %% ../book/08-training.ipynb #adfe7114
+# %% ../book/08-training.ipynb #56546073
 def data_digest(data: Dataset) -> str:
     """SHA-256 of all images, labels and class names: 64 hex digits."""
     shape = tuple(data.images.shape)
@@ -531,10 +532,30 @@ def _step(path):
     return int(path.name.removeprefix("step-"))
 
 
+# %% ../book/08-training.ipynb #e790d5b1
 def _on_cpu(tensors):
     return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
 
 
+def _sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _sync(folder):
+    """Make the names in a folder last, where system and disk know how."""
+    if not hasattr(os, "O_DIRECTORY"):  # on Windows
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    except OSError as error:  # some file systems sync no folders
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(handle)
+
+
+# %% ../book/08-training.ipynb #04995c8f
 def write_checkpoint(
     folder: str | Path,
     network: nn.Module,
@@ -585,24 +606,6 @@ def write_checkpoint(
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
     return path
-
-
-def _sha256(path):
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def _sync(folder):
-    """Make the names in a folder last, where system and disk know how."""
-    if not hasattr(os, "O_DIRECTORY"):  # on Windows
-        return
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    except OSError as error:  # some file systems sync no folders
-        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-            raise
-    finally:
-        os.close(handle)
 
 
 # %% ../book/08-training.ipynb #d55883eb
@@ -1162,20 +1165,19 @@ def _check(network, data, recipe, test, ranks):
 class _Bar:
     """Progress: a bar on a terminal, a line an epoch elsewhere."""
 
-    def __init__(self, trainer):
-        self.bar, self.lines = None, False
-        if trainer.progress and sys.stderr.isatty():
+    def __init__(self, learner, wanted):
+        self.bar, self.learner = None, learner
+        self.lines = wanted and not sys.stderr.isatty()
+        if wanted and not self.lines:
             from tqdm import tqdm
 
             self.bar = tqdm(
-                total=trainer.steps * trainer.recipe.batch,
-                initial=trainer.step * trainer.recipe.batch,
+                total=learner.steps * learner.recipe.batch,
+                initial=learner.step * learner.recipe.batch,
                 unit=" images",
                 unit_scale=True,
                 dynamic_ncols=True,
             )
-        elif trainer.progress:
-            self.lines = True
 
     def __enter__(self):
         return self
@@ -1188,17 +1190,18 @@ class _Bar:
         if self.bar is not None:
             self.bar.update(images)
 
-    def tell(self, row, trainer):
+    def tell(self, row):
         told = f"loss {row['loss']:.3f}"
         if "accuracy" in row:
             told += f", test {100 * row['accuracy']:.2f} %"
         if self.bar is not None:
             self.bar.set_postfix_str(told)
         if self.lines and row["end"]:
-            left = (trainer.steps - row["step"]) * trainer.recipe.batch
+            recipe = self.learner.recipe
+            left = (self.learner.steps - row["step"]) * recipe.batch
             left = round(left / row["images_per_second"])
             print(
-                f"epoch {row['epoch']:.4g} of {trainer.recipe.epochs:g}: "
+                f"epoch {row['epoch']:.4g} of {recipe.epochs:g}: "
                 f"{told}, {row['images_per_second']:.0f} images/s, "
                 f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d} left",
                 flush=True,
@@ -1206,6 +1209,189 @@ class _Bar:
 
 
 # %% ../book/08-training.ipynb #7488e50b
+class _Learner:
+    """A network in training: what a step reads, and what it changes."""
+
+    def __init__(self, network, data, recipe, seed, device):
+        self.network, self.recipe, self.seed = network, recipe, seed
+        self.n, self.steps = len(data), total_steps(recipe, len(data))
+        self.step, self.seconds, self.losses = 0, 0.0, []
+        self.began, self.parallel, self.device = 0, None, device
+        network.to(device)
+        self.images, self.labels = (
+            data.images.to(device),
+            data.labels.to(device),
+        )
+        self.moments = [
+            torch.tensor(values, device=device)
+            for values in (network.mean, network.std)
+        ]
+        with autocast(device, recipe.precision):
+            short = torch.is_autocast_enabled(device.type)
+        self.precision = "bf16" if short else "float32"
+        self.optimizer = _optimizer(network, recipe)
+        self.average = deepcopy(network) if recipe.ema else None
+
+    @property
+    def model(self):
+        """The network that is evaluated and kept, or its average."""
+        return self.network if self.average is None else self.average
+
+    @property
+    def epoch(self):
+        """Passes over the images so far."""
+        return self.step * self.recipe.batch / self.n
+
+    def tensors(self):
+        return _state(self.network, self.average, self.optimizer)
+
+    def begin(self):
+        """All processes start where the first stands."""
+        if place()[1] > 1:
+            about = [self.step, self.seconds, self.precision]
+            dist.broadcast_object_list(about, device=self.device)
+            self.step, self.seconds, self.precision = about
+            for own in self.tensors():
+                for tensor in own.values():
+                    dist.broadcast(tensor, 0)
+            if self.parallel is None:
+                self.parallel = _parallel(self.network)
+        self.began = self.step
+        self.losses.clear()
+
+    def loss(self):
+        """What this step minimizes."""
+        recipe = self.recipe
+        images, labels = _batch(
+            self.images, self.labels, recipe, self.seed, self.step
+        )
+        x = standardize(images, *self.moments)
+        x = x.to(next(self.network.parameters()).dtype)
+        with autocast(self.device, self.precision):
+            try:
+                scores = (self.parallel or self.network)(x)
+            except ValueError as error:
+                if self.step == self.began:
+                    raise
+                # all batches have one shape, so it is about their values
+                raise FloatingPointError(
+                    f"step {self.step + 1} fails: {error}"
+                ) from error
+            return F.cross_entropy(
+                scores, labels, label_smoothing=recipe.label_smoothing
+            )
+
+    def advance(self):
+        """One step."""
+        self.network.train()
+        loss = self.loss()
+        _descend(self.optimizer, loss, self.recipe, self.step, self.n)
+        self.step += 1
+        if self.average is not None:
+            follow(self.average, self.network, self.recipe.ema, self.step)
+        self.losses.append(loss.detach())
+
+    def numbers(self):
+        """Losses of the steps since the last call, all finite."""
+        values = _numbers(self.losses)
+        self.losses.clear()
+        for step, value in enumerate(values, self.step - len(values) + 1):
+            if not math.isfinite(value):
+                raise FloatingPointError(
+                    f"the loss of step {step} is {value}"
+                )
+        return values
+
+    def agree(self, *wishes):
+        """What any process wishes, all do; asked every few steps."""
+        asked = self.step % AGREE_STEPS == 0 or self.step == self.steps
+        if place()[1] > 1 and not asked:
+            return [False] * len(wishes)
+        return _any(wishes, self.device)
+
+
+# %% ../book/08-training.ipynb #7fdb0ce9
+class _Kept:
+    """What a run keeps: a log and, if it has a folder, checkpoints."""
+
+    begun = False  # has this process begun a run with a folder?
+
+    def __init__(self, folder, about, tensorboard, callbacks):
+        self.folder, self.about = folder, about
+        self.journal = Journal(folder, tensorboard, callbacks)
+
+    def restore(self, learner):
+        """Go on from the newest checkpoint; is there one?"""
+        found = read_checkpoint(self.folder) if self.folder else None
+        if found:
+            path, model, others, about = found
+            _same_run(path, self.about, about)
+            _refill(path, learner.tensors(), (model, others))
+            learner.step, learner.seconds = about["step"], about["seconds"]
+            if about["device"] == learner.device.type:
+                learner.precision = about["precision"]  # "auto" chose once
+            with _writing("the name of a damaged checkpoint", self.folder):
+                _set_aside(self.folder, path)
+        elif self.folder and not _Kept.begun:
+            _check_restart(self.folder)
+        _Kept.begun |= self.folder is not None
+        return bool(found)
+
+    def open(self, step):
+        with _writing("the log", self.folder):
+            self.journal.open(step)
+
+    def add(self, row):
+        with _writing("the log", self.folder):
+            self.journal.add(row)
+
+    def save(self, learner):
+        """A checkpoint, if there is a folder and all is finite."""
+        model, others = learner.tensors()
+        tensors = [*model.values(), *others.values()]
+        if not torch.stack([t.isfinite().all() for t in tensors]).all():
+            raise FloatingPointError(
+                f"a weight is not finite after step {learner.step}"
+            )
+        if self.folder:
+            about = dict(
+                self.about,
+                step=learner.step,
+                seconds=learner.seconds,
+                precision=learner.precision,
+                device=learner.device.type,
+            )
+            what = f"the checkpoint of step {learner.step}"
+            with _writing(what, self.folder):
+                self.journal.sync()
+                write_checkpoint(self.folder, learner.model, others, about)
+
+    def publish(self, model):
+        """The network of a finished run, beside its checkpoints."""
+        if self.folder:
+            with _writing("model.safetensors", self.folder):
+                model.save(self.folder / "model.safetensors")
+                _sync(self.folder)
+
+
+# %% ../book/08-training.ipynb #5547cbcd
+@contextmanager
+def _finite(folder, learner):
+    """Say of numbers that are not finite what is kept, and what to do."""
+    try:
+        yield
+    except FloatingPointError as error:
+        kept = checkpoints(folder)[-1:] if folder else []
+        raise FloatingPointError(
+            f"Trainer: {error}; expected finite numbers; "
+            + (f"{kept[0]} is the last good checkpoint; " if kept else "")
+            + f"lower learning_rate ({learner.recipe.learning_rate:g}), warm "
+            "up longer, or set precision='float32' "
+            f"({learner.precision} here)"
+        ) from error
+
+
+# %% ../book/08-training.ipynb #e5e03265
 class Trainer:
     """Trains a network by a recipe, from wherever the run stands.
 
@@ -1243,8 +1429,6 @@ class Trainer:
     Source: {ref}`sec-trainer`.
     """
 
-    begun = False  # has this process begun a run with a folder?
-
     def __init__(
         self,
         network: nn.Module,
@@ -1261,8 +1445,8 @@ class Trainer:
         save_minutes: float = 5.0,
         log_steps: int = 50,
     ):
-        self.rank, self.ranks = place()
-        _check(network, data, recipe, test, self.ranks)
+        rank, ranks = place()
+        _check(network, data, recipe, test, ranks)
         if tensorboard:
             _summary_writer()
             if folder is None:
@@ -1271,41 +1455,16 @@ class Trainer:
                     "a place for its files; give folder=…"
                 )
         self.device = torch.device(device or best_device())
-        self.network, self.recipe, self.seed = network, recipe, seed
         self.folder = None if folder is None else Path(folder)
-        self.test, self.progress = test, progress and self.rank == 0
-        self.journal = Journal(
-            self.folder if self.rank == 0 else None,
-            tensorboard and self.rank == 0,
-            callbacks if self.rank == 0 else (),
-        )
+        self.test, self.tested = test, (None, None)
         self.save_minutes, self.log_steps = save_minutes, log_steps
-        self.step, self.seconds, self.losses = 0, 0.0, []
-        self.n, self.steps = len(data), total_steps(recipe, len(data))
-        self.about = _about(network, data, recipe, test, seed, folder)
-        network.to(self.device)
-        self.images = data.images.to(self.device)
-        self.labels = data.labels.to(self.device)
-        self.moments = [
-            torch.tensor(values, device=self.device)
-            for values in (network.mean, network.std)
-        ]
-        with autocast(self.device, recipe.precision):
-            short = torch.is_autocast_enabled(self.device.type)
-        self.precision = "bf16" if short else "float32"
-        self.optimizer = _optimizer(network, recipe)
-        self.average = deepcopy(network) if recipe.ema else None
-        self.parallel, self.tested = None, (None, None)
-
-    @property
-    def model(self) -> nn.Module:
-        """The network that is evaluated and kept, or its average."""
-        return self.network if self.average is None else self.average
-
-    @property
-    def epoch(self) -> float:
-        """Passes over the images so far."""
-        return self.step * self.recipe.batch / self.n
+        self.learner = _Learner(network, data, recipe, seed, self.device)
+        about = _about(network, data, recipe, test, seed, folder)
+        if rank == 0:
+            self.kept = _Kept(self.folder, about, tensorboard, callbacks)
+        else:
+            self.kept = _Kept(None, about, False, ())
+        self.progress = progress and rank == 0
 
     def run(self, stop_after: float | None = None) -> dict:
         """Train to the end, from the newest checkpoint in the folder.
@@ -1337,195 +1496,98 @@ class Trainer:
 
         Source: {ref}`sec-trainer`.
         """
-        begin = time.perf_counter()
+        begin, learner = time.perf_counter(), self.learner
         with (
             _noting_sigterm(self.folder is not None) as terminated,
-            _held(self.folder if self.rank == 0 else None),
-            closing(self.journal),
+            _held(self.kept.folder),
+            closing(self.kept.journal),
+            _finite(self.folder, learner),
         ):
-            self._start()
-            with _Bar(self) as bar:
+            found = self.kept.restore(learner)
+            learner.begin()
+            self.kept.open(learner.step)
+            if learner.step == 0 and not found:
+                self.kept.save(learner)
+            with _Bar(learner, self.progress) as bar:
                 ended = self._train(begin, stop_after, terminated, bar)
-            found = None if ended else self._result()
-            if ended or self._agree(terminated)[0]:
+            result = None if ended else self._result()
+            if ended or learner.agree(terminated)[0]:
                 raise SystemExit(TERMINATED)
-            return found
+            return result
 
     def _train(self, begin, stop_after, terminated, bar):
         """The loop; returns whether SIGTERM ended it."""
-        self.saved = self.clock = time.perf_counter()
+        learner = self.learner
+        saved = clock = time.perf_counter()
         ended = late = False
-        while self.step < self.steps and not (ended or late):
-            epoch = int(self.epoch)
-            self._advance()
-            bar.update(self.recipe.batch)
+        while learner.step < learner.steps and not (ended or late):
+            epoch = int(learner.epoch)
+            learner.advance()
+            bar.update(learner.recipe.batch)
             now = time.perf_counter()
-            ended, late, due = self._agree(
+            ended, late, due = learner.agree(
                 terminated,
                 stop_after is not None and now - begin >= stop_after,
-                now - self.saved >= 60 * self.save_minutes,
+                now - saved >= 60 * self.save_minutes,
             )
-            end = self.step == self.steps or int(self.epoch) > epoch
+            end = (
+                learner.step == learner.steps or int(learner.epoch) > epoch
+            )
             save = ended or late or due or end
-            if save or self.step % self.log_steps == 0:
-                self._log(end, bar)
+            if save or learner.step % self.log_steps == 0:
+                row = self._row(end, clock)
+                self.kept.add(row)
+                bar.tell(row)
                 if save:
-                    self._save()
-                self.clock = time.perf_counter()
+                    self.kept.save(learner)
+                    saved = time.perf_counter()
+                clock = time.perf_counter()
         return ended
 
-    def _start(self):
-        """Go on from the newest checkpoint, or save where we begin."""
-        found = None
-        if self.folder and self.rank == 0:
-            found = read_checkpoint(self.folder)
-            if found:
-                self._restore(*found)
-            elif not Trainer.begun:
-                _check_restart(self.folder)
-            Trainer.begun = True
-        if self.ranks > 1:
-            about = [self.step, self.seconds, self.precision]
-            dist.broadcast_object_list(about, device=self.device)
-            self.step, self.seconds, self.precision = about
-            for own in self._tensors():
-                for tensor in own.values():
-                    dist.broadcast(tensor, 0)
-            if self.parallel is None:
-                self.parallel = _parallel(self.network)
-        self.losses.clear()
-        self.began = self.step
-        with _writing("the log", self.folder):
-            self.journal.open(self.step)
-        if self.step == 0 and not found:
-            self._save()
-
-    def _tensors(self):
-        return _state(self.network, self.average, self.optimizer)
-
-    def _restore(self, path, model, others, about):
-        _same_run(path, self.about, about)
-        _refill(path, self._tensors(), (model, others))
-        self.step, self.seconds = about["step"], about["seconds"]
-        if about["device"] == self.device.type:  # "auto" was decided once
-            self.precision = about["precision"]
-        with _writing("the name of a damaged checkpoint", self.folder):
-            _set_aside(self.folder, path)
-
-    def _advance(self):
-        """One step."""
-        recipe = self.recipe
-        images, labels = _batch(
-            self.images, self.labels, recipe, self.seed, self.step
-        )
-        x = standardize(images, *self.moments)
-        x = x.to(next(self.network.parameters()).dtype)
-        self.network.train()
-        with autocast(self.device, self.precision):
-            try:
-                scores = (self.parallel or self.network)(x)
-            except ValueError as error:
-                if self.step == self.began:
-                    raise
-                # all batches have one shape, so it is about their values
-                self._stop_at(f"step {self.step + 1} fails: {error}")
-            loss = F.cross_entropy(
-                scores, labels, label_smoothing=recipe.label_smoothing
-            )
-        _descend(self.optimizer, loss, recipe, self.step, self.n)
-        self.step += 1
-        if self.average is not None:
-            follow(self.average, self.network, recipe.ema, self.step)
-        self.losses.append(loss.detach())
-
-    def _agree(self, *wishes):
-        """What any process wishes, all do; asked every few steps."""
-        asked = self.step % AGREE_STEPS == 0 or self.step == self.steps
-        if self.ranks > 1 and not asked:
-            return [False] * len(wishes)
-        return _any(wishes, self.device)
-
-    def _log(self, end, bar):
-        """A row of the log."""
-        values = _numbers(self.losses)
-        self.losses.clear()
-        seconds = max(time.perf_counter() - self.clock, 1e-9)
-        self.seconds += seconds
-        for step, value in enumerate(values, self.step - len(values) + 1):
-            if not math.isfinite(value):
-                self._stop_at(f"the loss of step {step} is {value}")
+    def _row(self, end, clock):
+        """A row of the log, of the steps since a time."""
+        learner = self.learner
+        values = learner.numbers()
+        seconds = max(time.perf_counter() - clock, 1e-9)
+        learner.seconds += seconds
         row = dict(
-            step=self.step,
-            epoch=self.epoch,
+            step=learner.step,
+            epoch=learner.epoch,
             end=end,
             loss=sum(values) / len(values),
-            learning_rate=self.optimizer.param_groups[0]["lr"],
-            images_per_second=len(values) * self.recipe.batch / seconds,
+            learning_rate=learner.optimizer.param_groups[0]["lr"],
+            images_per_second=len(values) * learner.recipe.batch / seconds,
         )
         if end and self.test is not None:
-            self.tested = self.step, _scores(self.model, self.test.images)
-            found = judge(self.tested[1], self.test.labels)
+            scores = _scores(learner.model, self.test.images)
+            self.tested = learner.step, scores
+            found = judge(scores, self.test.labels)
             row |= dict(accuracy=found.accuracy, test_loss=found.loss)
-        with _writing("the log", self.folder):
-            self.journal.add(row)
-        bar.tell(row, self)
-
-    def _stop_at(self, what):
-        kept = checkpoints(self.folder)[-1:] if self.folder else []
-        raise FloatingPointError(
-            f"Trainer: {what}; expected finite numbers; "
-            + (f"{kept[0]} is the last good checkpoint; " if kept else "")
-            + f"lower learning_rate ({self.recipe.learning_rate:g}), warm up "
-            f"longer, or set precision='float32' ({self.precision} here)"
-        )
-
-    def _save(self):
-        """A checkpoint, if there is a folder and all is finite."""
-        model, others = self._tensors()
-        tensors = [*model.values(), *others.values()]
-        finite = torch.stack([t.isfinite().all() for t in tensors])
-        if not finite.all():
-            self._stop_at(f"a weight is not finite after step {self.step}")
-        if self.folder and self.rank == 0:
-            about = dict(
-                self.about,
-                step=self.step,
-                seconds=self.seconds,
-                precision=self.precision,
-                device=self.device.type,
-            )
-            what = f"the checkpoint of step {self.step}"
-            with _writing(what, self.folder):
-                self.journal.sync()
-                write_checkpoint(self.folder, self.model, others, about)
-        self.saved = time.perf_counter()
+        return row
 
     def _result(self):
         """What `run` returns; of a finished run the network, too."""
-        done = self.step == self.steps
-        images = self.step * self.recipe.batch
+        learner = self.learner
+        images = learner.step * learner.recipe.batch
         found = dict(
-            finished=done,
-            seed=self.seed,
-            step=self.step,
-            steps=self.steps,
-            seconds=self.seconds,
-            images_per_second=images / max(self.seconds, 1e-9),
-            precision=self.precision,
-            history=history(self.journal.rows),
+            finished=learner.step == learner.steps,
+            seed=learner.seed,
+            step=learner.step,
+            steps=learner.steps,
+            seconds=learner.seconds,
+            images_per_second=images / max(learner.seconds, 1e-9),
+            precision=learner.precision,
+            history=history(self.kept.journal.rows),
         )
-        if not done:
+        if not found["finished"]:
             return found
         if self.test is not None:
             step, scores = self.tested
-            if step != self.step:  # the run was finished before
-                scores = _scores(self.model, self.test.images)
-            found |= _verdict(self.model, self.test, scores)
-        if self.folder and self.rank == 0:
-            with _writing("model.safetensors", self.folder):
-                self.model.save(self.folder / "model.safetensors")
-                _sync(self.folder)
-        if self.average is not None:
-            self.network.load_state_dict(self.average.state_dict())
-        self.network.eval()
+            if step != learner.step:  # the run was finished before
+                scores = _scores(learner.model, self.test.images)
+            found |= _verdict(learner.model, self.test, scores)
+        self.kept.publish(learner.model)
+        if learner.average is not None:
+            learner.network.load_state_dict(learner.average.state_dict())
+        learner.network.eval()
         return found

@@ -26,9 +26,9 @@ __all__ = [
     "moved_arrays",
     "wilson_interval",
     "linear_probe",
+    "mutual_information",
     "quantile_labels",
     "property_change",
-    "mutual_information",
     "Dependence",
     "permutation_test",
     "image_properties",
@@ -339,6 +339,160 @@ def _best_of_block(flat, near, margin, block, smoothed, k):
 
 
 # %% ../book/10-translations.ipynb #7be070d2
+class _Stored:
+    """Arrays in memory, or in a file that is read where it lies."""
+
+    def __init__(self, arrays, smooth, device):
+        self.arrays, self.smooth, self.device = arrays, smooth, device
+        if isinstance(arrays, Tensor):
+            self.arrays = arrays.detach()
+        shape = tuple(self._all().shape)
+        if len(shape) != 3 or 0 in shape:
+            raise ValueError(
+                f"ArrayIndex: arrays of shape {shape}; expected (n, b, c) "
+                "with one array or more"
+            )
+        self.n, self.shape = shape[0], shape[1:]
+
+    def _all(self):
+        """All arrays; a file is mapped, and let go with what is read."""
+        if isinstance(self.arrays, Tensor):
+            return self.arrays
+        return numpy.load(self.arrays, mmap_mode="c")
+
+    def read(self, which) -> Float[Tensor, "n b c"]:
+        """Some arrays, by a slice or by numbers."""
+        if isinstance(which, Tensor):
+            which = which.cpu().numpy()
+        return torch.as_tensor(self._all()[which])
+
+    def blocks(self) -> Iterator[tuple[int, Tensor]]:
+        """The first index of each block, and its arrays."""
+        for start in range(0, self.n, _BLOCK):
+            block = self.read(slice(start, start + _BLOCK))
+            yield start, block.to(self.device)
+
+    def rows(self, arrays: Tensor) -> Float[Tensor, "n d"]:
+        """Smoothed as queries are, but in float64 and as one row each."""
+        return smooth_attribute(arrays, self.smooth).double().flatten(1)
+
+    def norms(self) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
+        """Squares of the smoothed arrays; largest norm before smoothing."""
+        squares = torch.empty(self.n, device=self.device)
+        largest = torch.zeros((), dtype=torch.float64, device=self.device)
+        for start, block in self.blocks():
+            own = self.rows(block).square().sum(1)
+            squares[start : start + len(block)] = own
+            norm = block.double().flatten(1).norm(dim=1).max()
+            largest = torch.maximum(largest, norm)
+        _check_size("ArrayIndex: arrays", largest)
+        return squares, largest
+
+
+# %% ../book/10-translations.ipynb #80afe07f
+def _exact(stored, squares, largest, queries, k, exclude):
+    """Distances and indices of the k nearest, for a few queries."""
+    flat = queries.double().flatten(1)
+    # the transpose of the smoothing, so that arrays need none
+    back = queries.float()
+    back = sum(back.roll(i, 1) for i in range(stored.smooth))
+    back = (back / stored.smooth).flatten(1)
+    margin = _margin(flat, largest, stored.smooth)
+    best = [flat.new_empty(0, dtype=torch.long), flat.new_empty(0)]
+    best.append(best[0])  # rows, distances, indices
+    for start, block in stored.blocks():
+        stop = start + len(block)
+        own = block.float().flatten(1)
+        with torch.autocast(flat.device.type, enabled=False):
+            near = torch.addmm(squares[start:stop], back, own.T, alpha=-2)
+        inside = (exclude >= start) & (exclude < stop)
+        near[inside, exclude[inside] - start] = math.inf
+        more = _best_of_block(flat, near, margin, block, stored.rows, k)
+        more[2] = more[2] + start
+        best = [torch.cat(own) for own in zip(best, more, strict=True)]
+        best = list(_first(*best, len(flat), k))
+    return [own.view(-1, k) for own in best[1:]]
+
+
+# %% ../book/10-translations.ipynb #8da06bde
+def _graph(stored):
+    """A graph of neighbours over all arrays, by faiss."""
+    try:
+        import faiss
+    except ImportError as error:
+        raise ImportError(
+            f"ArrayIndex: {error}; install it by: pip install "
+            '"hcnn[faiss]"; the engine "exact" needs nothing'
+        ) from None
+    graph = faiss.IndexHNSWFlat(math.prod(stored.shape), 32)
+    graph.hnsw.efSearch = 128
+    for _, block in stored.blocks():
+        graph.add(stored.rows(block).float().cpu().numpy())
+    return graph
+
+
+def _by_graph(stored, graph, queries, k, exclude):
+    """As `_exact`, of the graph's candidates; None if they are too few."""
+    flat = queries.double().flatten(1)
+    few = min(k + 8, graph.ntotal)
+    _, found = graph.search(flat.float().cpu().numpy(), few)
+    found = torch.from_numpy(found).to(flat.device)
+    kept = (found >= 0) & (found != exclude[:, None])
+    if (kept.sum(1) < k).any():
+        return None
+    rows, columns = kept.nonzero(as_tuple=True)
+    indices = found[rows, columns]
+    arrays = stored.rows(stored.read(indices)).to(flat.device)
+    distances = (flat[rows] - arrays).square().sum(1).sqrt()
+    best = _first(rows, distances, indices, len(flat), k)
+    return [own.view(-1, k) for own in best[1:]]
+
+
+# %% ../book/10-translations.ipynb #81058b82
+def _check_size(what, norm):
+    """Refuse numbers whose squares float32 cannot hold."""
+    if not norm.isfinite():
+        raise ValueError(
+            f"{what} have NaN or infinite values; expected finite ones; "
+            "look at the images and the network"
+        )
+    if norm**2 > torch.finfo(torch.float32).max / 16:
+        raise ValueError(
+            f"{what} have norms up to {norm.item():.3g}, whose squares are "
+            "too large for float32; divide arrays and queries by a number"
+        )
+
+
+def _check_search(index, queries, k, exclude):
+    check_axes("search", queries=(queries, "n b c"))
+    if tuple(queries.shape[1:]) != index.stored.shape or not len(queries):
+        raise ValueError(
+            f"search: queries of shape {tuple(queries.shape)}; the arrays "
+            f"of this index have {index.stored.shape}; give at least one, of the "
+            "same depth and network"
+        )
+    norms = queries.double().flatten(1).norm(dim=1)
+    _check_size("search: queries", norms.max())
+    if exclude.shape != queries.shape[:1]:
+        raise ValueError(
+            f"search: exclude has shape {tuple(exclude.shape)}; expected "
+            f"({len(queries)},), an index for each query"
+        )
+    if not -1 <= exclude.min() <= exclude.max() < len(index):
+        raise ValueError(
+            f"search: exclude runs from {exclude.min()} to {exclude.max()}; "
+            f"expected -1 (none) to {len(index) - 1}; is it an index of "
+            "another data set?"
+        )
+    most = len(index) - int(exclude.max() >= 0)
+    if not isinstance(k, Integral) or not 1 <= k <= most:
+        raise ValueError(
+            f"search: k is {k!r}; expected 1 to {most}, the arrays that "
+            "there are"
+        )
+
+
+# %% ../book/10-translations.ipynb #fd8331d8
 ENGINES = ("exact", "faiss")
 
 
@@ -376,62 +530,18 @@ class ArrayIndex:
         data_sha256: str | None = None,
     ):
         check_choice("ArrayIndex", "engine", engine, ENGINES)
-        self.arrays, self.smooth = arrays, smooth
-        if isinstance(arrays, Tensor):
-            self.arrays = arrays.detach()
         self.device, self.data_sha256 = torch.device(device), data_sha256
-        shape = tuple(self._all().shape)
-        if len(shape) != 3 or 0 in shape:
-            raise ValueError(
-                f"ArrayIndex: arrays of shape {shape}; expected (n, b, c) "
-                "with one array or more"
-            )
-        self.shape = shape[1:]
-        self.squares = torch.empty(shape[0], device=self.device)
-        self.largest = torch.zeros((), dtype=torch.float64)
-        for start, block in self._blocks():
-            squares = self._smoothed(block).square().sum(1)
-            self.squares[start : start + len(block)] = squares
-            norm = (
-                block.double().flatten(1).norm(dim=1).max()
-            )  # not smoothed
-            self.largest = torch.maximum(self.largest.to(norm), norm)
-        _check_size("ArrayIndex: arrays", self.largest)
-        self.graph = None
-        if engine == "faiss":
-            self.graph = _graph(
-                self._smoothed(b) for _, b in self._blocks()
-            )
+        self.stored = _Stored(arrays, smooth, self.device)
+        self.squares, self.largest = self.stored.norms()
+        self.graph = _graph(self.stored) if engine == "faiss" else None
 
     def __len__(self) -> int:
-        return len(self.squares)
-
-    def _all(self):
-        """All arrays; a file is mapped, and let go with what is read."""
-        if isinstance(self.arrays, Tensor):
-            return self.arrays
-        return numpy.load(self.arrays, mmap_mode="c")
-
-    def _read(self, which) -> Float[Tensor, "n b c"]:
-        """Some arrays, by a slice or by numbers."""
-        if isinstance(which, Tensor):
-            which = which.cpu().numpy()
-        return torch.as_tensor(self._all()[which])
-
-    def _blocks(self) -> Iterator[tuple[int, Tensor]]:
-        """The first index of each block, and its arrays."""
-        for start in range(0, len(self), _BLOCK):
-            block = self._read(slice(start, start + _BLOCK))
-            yield start, block.to(self.device)
-
-    def _smoothed(self, arrays: Tensor) -> Float[Tensor, "n d"]:
-        """As queries are, but in float64 and as one row each."""
-        return smooth_attribute(arrays, self.smooth).double().flatten(1)
+        return self.stored.n
 
     def __getitem__(self, indices: Int64[Tensor, " n"]) -> Tensor:
         """The smoothed arrays of these indices."""
         which = torch.as_tensor(indices).reshape(-1)
-        return smooth_attribute(self._read(which), self.smooth)
+        return smooth_attribute(self.stored.read(which), self.stored.smooth)
 
     def check(self, data: Dataset) -> None:
         """Refuse a data set other than the one of these arrays.
@@ -472,126 +582,23 @@ class ArrayIndex:
         if exclude is None:
             exclude = torch.full((len(queries),), -1)
         _check_search(self, queries, k, exclude)
-        found = [
-            self._some(own.to(self.device), k, out.to(self.device))
-            for own, out in zip(
-                queries.split(_QUERIES),
-                exclude.split(_QUERIES),
-                strict=True,
+        found = []
+        for start in range(0, len(queries), _QUERIES):
+            own = slice(start, start + _QUERIES)
+            few = (
+                queries[own].to(self.device),
+                k,
+                exclude[own].to(self.device),
             )
-        ]
+            best = None
+            if self.graph is not None:
+                best = _by_graph(self.stored, self.graph, *few)
+            if best is None:
+                norms = self.squares, self.largest
+                best = _exact(self.stored, *norms, *few)
+            found.append(best)
         columns = [torch.cat(own).cpu() for own in zip(*found, strict=True)]
         return Found(*columns)
-
-    def _some(self, queries, k, exclude):
-        """`search` for a few queries."""
-        flat = queries.double().flatten(1)
-        if self.graph is not None:
-            guesses = _guesses(self.graph, flat, k, exclude)
-            if guesses is not None:  # else it has lost some
-                rows, indices = guesses
-                arrays = self._smoothed(self._read(indices))
-                apart = flat[rows] - arrays.to(self.device)
-                distances = apart.square().sum(1).sqrt()
-                best = _first(rows, distances, indices, len(flat), k)
-                return [own.view(-1, k) for own in best[1:]]
-        # the transpose of the smoothing, so that arrays need none
-        back = queries.float()
-        back = sum(back.roll(i, 1) for i in range(self.smooth))
-        back = (back / self.smooth).flatten(1)
-        margin = _margin(flat, self.largest, self.smooth)
-        best = [flat.new_empty(0, dtype=torch.long), flat.new_empty(0)]
-        best.append(best[0])  # rows, distances, indices
-        for start, block in self._blocks():
-            stop = start + len(block)
-            own = block.float().flatten(1)
-            with torch.autocast(self.device.type, enabled=False):
-                near = torch.addmm(
-                    self.squares[start:stop], back, own.T, alpha=-2
-                )
-            inside = (exclude >= start) & (exclude < stop)
-            near[inside, exclude[inside] - start] = math.inf
-            more = _best_of_block(
-                flat, near, margin, block, self._smoothed, k
-            )
-            more[2] = more[2] + start
-            best = [torch.cat(own) for own in zip(best, more, strict=True)]
-            best = list(_first(*best, len(flat), k))
-        return [own.view(-1, k) for own in best[1:]]
-
-
-# %% ../book/10-translations.ipynb #80afe07f
-def _check_size(what, norm):
-    """Refuse numbers whose squares float32 cannot hold."""
-    if not norm.isfinite():
-        raise ValueError(
-            f"{what} have NaN or infinite values; expected finite ones; "
-            "look at the images and the network"
-        )
-    if norm**2 > torch.finfo(torch.float32).max / 16:
-        raise ValueError(
-            f"{what} have norms up to {norm.item():.3g}, whose squares are "
-            "too large for float32; divide arrays and queries by a number"
-        )
-
-
-def _check_search(index, queries, k, exclude):
-    check_axes("search", queries=(queries, "n b c"))
-    if tuple(queries.shape[1:]) != index.shape or not len(queries):
-        raise ValueError(
-            f"search: queries of shape {tuple(queries.shape)}; the arrays "
-            f"of this index have {index.shape}; give at least one, of the "
-            "same depth and network"
-        )
-    norms = queries.double().flatten(1).norm(dim=1)
-    _check_size("search: queries", norms.max())
-    if exclude.shape != queries.shape[:1]:
-        raise ValueError(
-            f"search: exclude has shape {tuple(exclude.shape)}; expected "
-            f"({len(queries)},), an index for each query"
-        )
-    if not -1 <= exclude.min() <= exclude.max() < len(index):
-        raise ValueError(
-            f"search: exclude runs from {exclude.min()} to {exclude.max()}; "
-            f"expected -1 (none) to {len(index) - 1}; is it an index of "
-            "another data set?"
-        )
-    most = len(index) - int(exclude.max() >= 0)
-    if not isinstance(k, Integral) or not 1 <= k <= most:
-        raise ValueError(
-            f"search: k is {k!r}; expected 1 to {most}, the arrays that "
-            "there are"
-        )
-
-
-def _graph(blocks):
-    """A graph of neighbours over all arrays, by faiss."""
-    try:
-        import faiss
-    except ImportError as error:
-        raise ImportError(
-            f"ArrayIndex: {error}; install it by: pip install "
-            '"hcnn[faiss]"; the engine "exact" needs nothing'
-        ) from None
-    graph = None
-    for block in blocks:
-        if graph is None:
-            graph = faiss.IndexHNSWFlat(block.shape[1], 32)
-            graph.hnsw.efSearch = 128
-        graph.add(block.float().cpu().numpy())
-    return graph
-
-
-def _guesses(graph, flat, k, exclude):
-    """Pairs (query, array) of the graph, None if there are too few."""
-    few = min(k + 8, graph.ntotal)
-    _, found = graph.search(flat.float().cpu().numpy(), few)
-    indices = torch.from_numpy(found).to(flat.device)
-    kept = (indices >= 0) & (indices != exclude[:, None])
-    if (kept.sum(1) < k).any():
-        return None
-    rows, columns = kept.nonzero(as_tuple=True)
-    return rows, indices[rows, columns]
 
 
 # %% ../book/10-translations.ipynb #abd050f8
@@ -695,6 +702,7 @@ def _whole_folder(folder, about):
         shutil.rmtree(beside, ignore_errors=True)
 
 
+# %% ../book/10-translations.ipynb #c777f93e
 def _write_arrays(network, data, folder, position, precision, batch, tell):
     """Files of all depths; bytes in order, so that a full disk is told."""
     device = network.W1.weight.device
@@ -723,6 +731,7 @@ def _write_arrays(network, data, folder, position, precision, batch, tell):
             os.fsync(file.fileno())
 
 
+# %% ../book/10-translations.ipynb #cfc69ab4
 @torch.no_grad()
 def store_arrays(
     network: Cascade,
@@ -1094,7 +1103,36 @@ def linear_probe(
     return (guess == test_labels).double().mean().item()
 
 
-# %% ../book/10-translations.ipynb #3f8f8e03
+# %% ../book/10-translations.ipynb #c1f2b842
+def mutual_information(
+    first: Int64[Tensor, "*axes"], second: Int64[Tensor, "*axes"]
+) -> float:
+    r"""The mutual information of two columns of labels, in bits.
+
+    $$ I = \sum_{\alpha, \beta} p(\alpha, \beta)
+        \log_2 \frac{p(\alpha, \beta)}{p(\alpha)\, p(\beta)} $$
+
+    Args:
+        first: labels from 0.
+        second: likewise.
+
+    Returns:
+        At least 0, and at most the entropy of either; of the frequencies
+        found, hence above 0 by chance.
+
+    Source: {ref}`sec-meaning`, {eq}`eq-information`.
+    """
+    size = int(second.max()) + 1
+    both = (first * size + second).flatten().bincount()
+    both = F.pad(both, (0, -len(both) % size)).view(-1, size).double()
+    both = both / both.sum()
+    alone = both.sum(1, keepdim=True) * both.sum(0)
+    some = both > 0
+    ratio = (both[some] / alone[some]).log2()
+    return max(0.0, (both[some] * ratio).sum().item())
+
+
+# %% ../book/10-translations.ipynb #a4724d0d
 def quantile_labels(
     values: Float[Tensor, "*axes"], groups: int = 8
 ) -> Int64[Tensor, "*axes"]:
@@ -1131,34 +1169,7 @@ def property_change(
     return (change + period / 2) % period - period / 2
 
 
-def mutual_information(
-    first: Int64[Tensor, "*axes"], second: Int64[Tensor, "*axes"]
-) -> float:
-    r"""The mutual information of two columns of labels, in bits.
-
-    $$ I = \sum_{\alpha, \beta} p(\alpha, \beta)
-        \log_2 \frac{p(\alpha, \beta)}{p(\alpha)\, p(\beta)} $$
-
-    Args:
-        first: labels from 0.
-        second: likewise.
-
-    Returns:
-        At least 0, and at most the entropy of either; of the frequencies
-        found, hence above 0 by chance.
-
-    Source: {ref}`sec-meaning`, {eq}`eq-information`.
-    """
-    size = int(second.max()) + 1
-    both = (first * size + second).flatten().bincount()
-    both = F.pad(both, (0, -len(both) % size)).view(-1, size).double()
-    both = both / both.sum()
-    alone = both.sum(1, keepdim=True) * both.sum(0)
-    some = both > 0
-    ratio = (both[some] / alone[some]).log2()
-    return max(0.0, (both[some] * ratio).sum().item())
-
-
+# %% ../book/10-translations.ipynb #3f8f8e03
 class Dependence(NamedTuple):
     """A mutual information, and what a permutation test says of it.
 

@@ -558,7 +558,7 @@ def test_a_restart_that_finds_no_checkpoint_is_refused(
     tmp_path, monkeypatch
 ):
     """On another machine, say; a later run of the process may begin."""
-    monkeypatch.setattr(Trainer, "begun", False)
+    monkeypatch.setattr(training._Kept, "begun", False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "2")
     with pytest.raises(
         ValueError, match=r"restart 2, and no checkpoint .* machines share"
@@ -567,7 +567,7 @@ def test_a_restart_that_finds_no_checkpoint_is_refused(
     assert not checkpoints(tmp_path)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "0")
     train(tmp_path, run=dict(stop_after=0.0))
-    monkeypatch.setattr(Trainer, "begun", False)
+    monkeypatch.setattr(training._Kept, "begun", False)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
     assert train(tmp_path)[1]["finished"]
     assert train(tmp_path / "next")[1]["finished"]
@@ -1018,8 +1018,8 @@ def test_a_full_disk_is_told_though_the_log_cannot_be_closed(tmp_path):
     data = small()
 
     def fill(row):
-        trainer.journal.file.close()
-        trainer.journal.file = open("/dev/full", "a")
+        trainer.kept.journal.file.close()
+        trainer.kept.journal.file = open("/dev/full", "a")
 
     trainer = Trainer(
         build(data), data, BRIEF, folder=tmp_path, progress=False,
