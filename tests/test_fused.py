@@ -19,12 +19,13 @@ from torch.testing import assert_close
 from hcnn.axes import PADDINGS
 from hcnn.conv5d import attribute_conv5d, unreached_taps
 from hcnn.data import shapes10, standardize
-from hcnn.factorized import EPS, MOMENTUM, FactorizedConv5d
+from hcnn.factorized import EPS, MOMENTUM, FactorizedConv5d, normalize
 from hcnn.fused import (
     band,
     banded_conv2d,
     fused_conv5d,
     lean_plus,
+    normalize_elu,
     patch_moments,
 )
 from hcnn.network import HCNN, preset
@@ -656,6 +657,57 @@ def test_an_image_may_be_one_pixel(padding, stride):
         compare(found, expected, 1e-11, scales)
         if padding == "periodic":
             scales = {name: expected[name]}
+
+
+def normalized(function, x, mean, training):
+    """Output, gradients and statistics of normalized outputs' ELU."""
+    given = [x, randn(x.shape[3], seed=1), randn(x.shape[3], seed=2)]
+    x, scale, shift = (own.clone().requires_grad_() for own in given)
+    running = randn(x.shape[3], seed=3), randn(x.shape[3], seed=4).exp()
+    if function is normalize_elu:
+        own = x, *running, scale, shift
+        out = normalize_elu(*own, mean=mean, training=training)
+    else:
+        out = F.elu(normalize(x, *running, scale, shift, training=training))
+        out = out.mean(1) if mean else out
+    out.backward(randn(*out.shape, seed=5))
+    return [out.detach(), x.grad, scale.grad, shift.grad, *running]
+
+
+@pytest.mark.parametrize("name", ["channels-first", *LAYOUTS])
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("training", [True, False])
+def test_outputs_are_normalized_as_the_slow_way_does(training, mean, name):
+    x = 3 + 2 * randn(4, 5, 6, 3, 2, 7)
+    x = LAYOUTS.get(name, torch.clone)(x)
+    found = normalized(normalize_elu, x, mean, training)
+    for one, other in zip(
+        found, normalized(normalize, x, mean, training), strict=True
+    ):
+        assert_close(one, other, rtol=1e-11, atol=1e-11)
+
+
+def test_one_value_is_not_normalized_in_training_but_two_are():
+    x = randn(1, 1, 1, 3, 1, 1)
+    with pytest.raises(ValueError, match=r"at least two .* call eval"):
+        normalized(normalize_elu, x, False, True)
+    for one, other in zip(
+        normalized(normalize_elu, x, False, False),
+        normalized(normalize, x, False, False),
+        strict=True,
+    ):
+        assert_close(one, other)
+    found = normalized(normalize_elu, torch.cat((x, x + 1)), False, True)
+    assert all(own.isfinite().all() for own in found)
+
+
+def test_second_derivatives_of_normalized_outputs_are_refused():
+    x = randn(4, 1, 2, 3, 2, 2).requires_grad_()
+    given = torch.zeros(3), torch.ones(3), torch.ones(3), torch.zeros(3)
+    given = [own.double() for own in given]
+    out = normalize_elu(x, *given).square().sum()
+    with pytest.raises(NotImplementedError, match="second derivatives"):
+        torch.autograd.grad(out, x, create_graph=True)
 
 
 @pytest.mark.parametrize("stride, h, w", [(1, 1, 1), (2, 2, 1), (3, 3, 2)])
