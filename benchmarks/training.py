@@ -7,10 +7,11 @@ ends with status 0. CIFAR is where HCNN_DATA says.
 """
 
 import argparse
+import json
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import NamedTuple
 
 import torch
@@ -134,6 +135,17 @@ def dry(job: Job) -> tuple[Job, dict]:
     ), dict(images=images)
 
 
+def recorded(job: Job, ledger) -> bool:
+    """Has an entry this network, trained by this recipe?"""
+    run = job.run
+    wanted = asdict(preset(run.model, **run.changes)), asdict(run.recipe)
+    wanted = json.loads(json.dumps(wanted))
+    return any(
+        [entry.data["config"], entry.data["recipe"]] == wanted
+        for entry in results.entries(job.entry, ledger)
+    )
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         "python -m benchmarks.training", description=__doc__
@@ -156,16 +168,14 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     begin = time.monotonic()
     for job in PLANS[chosen.plan]():
-        if (chosen.only or "") not in job.entry or results.entries(
-            job.entry, ledger
-        ):
+        own, more = dry(job) if chosen.dry else (job, {})
+        if (chosen.only or "") not in job.entry or recorded(own, ledger):
             continue
         left = None
         if chosen.minutes is not None:
             left = chosen.minutes - (time.monotonic() - begin) / 60
             if left <= 0:
                 return stopped(job)
-        own, more = dry(job) if chosen.dry else (job, {})
         done = runs.train(
             own.run,
             place / job.entry,

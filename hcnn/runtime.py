@@ -187,8 +187,8 @@ def environment() -> dict:
         this process may use), threads (those torch uses), amx and
         avx512_bf16 (None where torch cannot tell), onednn_max_cpu_isa (if
         set), gpu (names, None without), python, packages (versions, None
-        if missing), commit and dirty (of the project, None outside of its
-        repository).
+        if missing), commit and dirty (of the project but for runs/, None
+        outside of its repository).
     """
     commit = _git("rev-parse", "HEAD")
     return dict(
@@ -212,7 +212,11 @@ def environment() -> dict:
         python=platform.python_version(),
         packages={name: _version(name) for name in RECORDED},
         commit=commit,
-        dirty=None if commit is None else bool(_git("status", "--short")),
+        dirty=(
+            None
+            if commit is None
+            else bool(_git("status", "--short", "--", ".", ":!runs"))
+        ),
     )
 
 

@@ -54,7 +54,6 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
-from numbers import Integral, Real
 from pathlib import Path
 
 try:
@@ -137,7 +136,8 @@ class Recipe:
         for names, kind, low, high, wanted in _RANGES:
             for name in names.split():
                 value = getattr(self, name)
-                if not isinstance(value, kind) or not low <= value < high:
+                fits = isinstance(value, kind) and low <= value < high
+                if not fits or isinstance(value, bool) != (kind is bool):
                     raise ValueError(
                         f"Recipe: {name} is {value!r}; expected {wanted}"
                     )
@@ -148,7 +148,7 @@ class Recipe:
         steps = self.schedule == "steps"
         if (
             len(times) != len(factors)
-            or not all(isinstance(v, Real) for v in (*times, *factors))
+            or not all(type(v) in (int, float) for v in (*times, *factors))
             or not all(a < b for a, b in itertools.pairwise((0, *times)))
             or not all(0 < f < math.inf for f in factors)
             or (times and not steps)
@@ -168,12 +168,30 @@ class Recipe:
 
 _TINY = 1e-12
 _RANGES = (  # fields, their kind, the lowest value, the first too high
-    ("epochs learning_rate", Real, _TINY, math.inf, "a number above 0"),
-    ("batch", Integral, 1, math.inf, "a positive integer"),
-    ("warmup final", Real, 0, 1 + _TINY, "a share, 0 to 1"),
-    ("momentum label_smoothing ema", Real, 0, 1, "0 or more, below 1"),
-    ("weight_decay", Real, 0, math.inf, "a finite number, 0 or more"),
-    ("shift", Integral, 0, math.inf, "a number of pixels, 0 or more"),
+    (
+        "epochs learning_rate",
+        (int, float),
+        _TINY,
+        math.inf,
+        "a number above 0",
+    ),
+    ("batch", int, 1, math.inf, "a positive integer"),
+    ("warmup final", (int, float), 0, 1 + _TINY, "a share, 0 to 1"),
+    (
+        "momentum label_smoothing ema",
+        (int, float),
+        0,
+        1,
+        "0 or more, below 1",
+    ),
+    (
+        "weight_decay",
+        (int, float),
+        0,
+        math.inf,
+        "a finite number, 0 or more",
+    ),
+    ("shift", int, 0, math.inf, "a number of pixels, 0 or more"),
     ("nesterov flip", bool, False, 2, "True or False"),
 )
 
@@ -207,6 +225,7 @@ _RECIPES = {
             280.0,
             300.0,
         ),
+        # from 0.007 to 35e-5, as their file has it
         factors=(0.5, 0.25, 0.12, 0.06, 0.03, 0.015, 0.007, 35e-5, 17e-5),
         weight_decay=6e-4,
     ),
@@ -574,10 +593,11 @@ def write_checkpoint(
 
     Returns:
         The new folder `checkpoints/step-…`, with both files and their
-        SHA-256 sums. It replaces one of the same step.
+        SHA-256 sums.
 
     Raises:
-        OSError: it cannot be written; those before are still there.
+        OSError: it cannot be written, or there is one of this step; those
+            before are still there.
 
     Source: {ref}`sec-checkpoints`.
     """
@@ -597,14 +617,14 @@ def write_checkpoint(
         ]
         write(beside / "SHA256SUMS", "".join(sums).encode(), "Trainer")
         _sync(beside)
-        if path.exists():
-            shutil.rmtree(path)
         os.replace(beside, path)
         _sync(path.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     for old in checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        gone = old.with_name(f".{old.name}.{own}.partial")
+        os.replace(old, gone)
+        shutil.rmtree(gone)
     return path
 
 
@@ -640,8 +660,8 @@ def read_checkpoint(
             return path, *_read(path)
         except (FileNotFoundError, *damage) as error:
             warnings.warn(
-                f"Trainer: {path} is damaged ({error}); going on from the "
-                "checkpoint before",
+                f"Trainer: {path} is damaged ({error}); trying the "
+                "one before",
                 stacklevel=2,
             )
         except OSError as error:
@@ -955,15 +975,16 @@ def _same_run(path, ours, about):
 def _refill(path, ours, theirs):
     """Copy a checkpoint's tensors over ours, all of them or none."""
     for pair in zip(ours, theirs, strict=True):
-        shapes = [
-            {name: list(tensor.shape) for name, tensor in own.items()}
+        kinds = [
+            {name: f"{t.dtype} {list(t.shape)}" for name, t in own.items()}
             for own in pair
         ]
-        if shapes[0] != shapes[1]:
+        if found := differences(*kinds):
+            first, more = "; ".join(found[:3]), len(found) - 3
             raise ValueError(
-                f"Trainer: {path} holds other tensors: "
-                f"{'; '.join(differences(*shapes))}; expected those of "
-                "this network; give another folder"
+                f"Trainer: {path} holds other tensors: {first}"
+                + (f"; and {more} more" if more > 0 else "")
+                + "; expected those of this network; give another folder"
             )
     for own, kept in zip(ours, theirs, strict=True):
         for name, tensor in own.items():
@@ -1475,7 +1496,7 @@ class Trainer:
 
         Returns:
             As JSON knows it: finished, seed, step, steps, seconds (of
-            training alone), images_per_second, history; and, if finished
+            training alone), images_per_second, precision, history; and, if finished
             and there is a test set, accuracy, loss and confusion of the
             last epoch, and mirror_accuracy (of scores averaged with those
             of the mirror image). `network` is then in `eval`, and with

@@ -73,7 +73,11 @@ def torchrun(folder, *arguments, processes=2, restarts=0):
     return subprocess.run(
         list(map(str, command)),
         env=os.environ
-        | dict(OMP_NUM_THREADS="1", PYTHONPATH=os.pathsep.join(paths)),
+        | dict(
+            OMP_NUM_THREADS="1",
+            CUDA_VISIBLE_DEVICES="",
+            PYTHONPATH=os.pathsep.join(paths),
+        ),
         capture_output=True,
         text=True,
         timeout=300,

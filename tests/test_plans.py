@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import shutil
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -98,6 +100,22 @@ def test_pieces_end_as_one_run_does_and_each_is_recorded_once(
         assert (entry.path / "model-0.safetensors").exists()
     assert training.main(["two", "--dry"]) == 0  # nothing is left to do
     assert len(results.entries(root=ledger)) == len(NAMES)
+
+
+def test_what_was_recorded_of_another_recipe_is_trained_anew(
+    ledger, monkeypatch, tmp_path
+):
+    assert training.main(["two", "--dry", "--only", NAMES[0]]) == 0
+    first = next(two())
+    own = replace(first.run, recipe=replace(first.run.recipe, ema=0.5))
+    other = first._replace(run=own)
+    monkeypatch.setattr(training, "PLANS", {"two": lambda: [other]})
+    shutil.rmtree(tmp_path / "runs/dry" / NAMES[0])
+    assert training.main(["two", "--dry"]) == 0
+    again = results.entries(NAMES[0], ledger)
+    assert [e.data["recipe"]["ema"] for e in again] == [0.999, 0.5]
+    assert training.main(["two", "--dry"]) == 0
+    assert len(results.entries(NAMES[0], ledger)) == 2
 
 
 def test_a_part_of_a_plan(ledger):

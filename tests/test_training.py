@@ -103,6 +103,7 @@ def whole():
         dict(epochs=math.inf),
         dict(batch=0),
         dict(batch=2.5),
+        dict(batch=True),
         dict(learning_rate=-0.1),
         dict(learning_rate="0.1"),
         dict(schedule="cosine"),
@@ -721,6 +722,28 @@ def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):
     assert len(list((tmp_path / "checkpoints").iterdir())) == len(before)
 
 
+def test_a_crash_while_old_checkpoints_go_leaves_whole_ones(
+    tmp_path, monkeypatch, whole
+):
+    real = shutil.rmtree
+
+    def crash(path, *args, **options):
+        if Path(path).is_dir():
+            next(Path(path).iterdir()).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, save_minutes=0.0)
+    monkeypatch.setattr(shutil, "rmtree", real)
+    assert len(checkpoints(tmp_path)) == 2
+    for path in checkpoints(tmp_path):
+        training._read(path)
+    network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
 def test_with_all_checkpoints_damaged_nothing_is_overwritten(tmp_path):
     train(tmp_path)
     for path in checkpoints(tmp_path):
@@ -769,6 +792,18 @@ def test_a_checkpoint_of_other_tensors_is_refused(tmp_path):
     write_checkpoint(tmp_path, network, state, about)
     with pytest.raises(ValueError, match=r"other tensors: momentum\.W3"):
         train(tmp_path)
+
+
+def test_a_checkpoint_of_another_type_is_refused(tmp_path):
+    train(tmp_path, run=dict(stop_after=0.0))
+    data = small()
+    with pytest.raises(
+        ValueError, match=r"float64 .* was .*float32 .* more; exp"
+    ):
+        Trainer(
+            build(data).double(), data, BRIEF, folder=tmp_path,
+            progress=False, device="cpu",
+        ).run()  # fmt: skip
 
 
 @pytest.mark.parametrize(
