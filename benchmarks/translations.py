@@ -75,6 +75,10 @@ class Study:
         self.twin = untrained_twin(network, train.images[:3200])
         self.n = min(queries, len(train), len(test))
         self.arrays, self.folders = arrays, {}
+        four = network.config.K == 8  # rows: a turned phase is translated
+        self.moves = [
+            how for how in MOVES if not (four and how == "phases")
+        ]
 
     def folder(self, which, split, position="centre", first=None):
         """The stored arrays of a network and a part of the data."""
@@ -127,7 +131,7 @@ class Study:
         claim = {}
         for split, data in (("train", self.train), ("test", self.test)):
             labels = data.labels[: self.n, None]
-            ways = (*MOVES, "untrained")
+            ways = (*self.moves, "untrained")
             claim[split] = {how: {} for how in ("nothing", "mean", *ways)}
             for depth in DEPTHS:
                 same = {}
@@ -158,7 +162,7 @@ class Study:
             scale = {share: small_distance(base, share) for share in SHARES}
             plain = self.queries("trained", "test", depth)[:, None]
             moves[depth] = {}
-            for how in ("translated", "shuffled"):
+            for how in self.moves:
                 queries, distances, found = self.moved(
                     "trained", "test", depth, how
                 )
@@ -169,13 +173,16 @@ class Study:
                     same_image=mean(found[:, 1:] == found[:, :1]),
                 )
                 same = self.train.labels[found] == labels
-                some = {how: slice(1, None)}
+                parts = {how: (same[:, 1:], distances[:, 1:])}
                 if how == "translated":
-                    some["nothing"] = slice(0, 1)
-                for name, taus in some.items():
+                    parts["nothing"] = same[:, :1], distances[:, :1]
+                    # what the queries whose translates are near find at 0
+                    plainly = same[:, :1].expand_as(same[:, 1:])
+                    parts["nothing there"] = plainly, distances[:, 1:]
+                for name, (right, far) in parts.items():
                     for share in SHARES:
-                        close = distances[:, taus] <= scale[share]
-                        both = same[:, taus] & close
+                        close = far <= scale[share]
+                        both = right & close
                         rows = small[str(share)].setdefault(name, {})
                         rows[depth] = [
                             int(both.sum()),

@@ -1263,10 +1263,6 @@ d = {
                 "10-translations.html#untrained_twin",
                 "hcnn/translations.py",
             ),
-            "hcnn.translations.wilson_interval": (
-                "10-translations.html#wilson_interval",
-                "hcnn/translations.py",
-            ),
         },
     },
 }

@@ -24,7 +24,6 @@ __all__ = [
     "open_index",
     "translated_neighbours",
     "moved_arrays",
-    "wilson_interval",
     "linear_probe",
     "mutual_information",
     "quantile_labels",
@@ -241,7 +240,7 @@ def attribute_array(
             allowed, with a warning.
         images: standardized.
         depth: 3 to 11.
-        smooth: samples that are averaged; 2 is the paper's.
+        smooth: samples that are averaged; the paper gives no number.
         position: as for `attribute_arrays`.
 
     Returns:
@@ -373,7 +372,7 @@ class _Stored:
             yield start, block.to(self.device)
 
     def rows(self, arrays: Tensor) -> Float[Tensor, "n d"]:
-        """Smoothed as queries are, but in float64 and as one row each."""
+        """Smoothed as queries are, then in float64, as one row each."""
         return smooth_attribute(arrays, self.smooth).double().flatten(1)
 
     def norms(self) -> tuple[Float[Tensor, " n"], Float[Tensor, ""]]:
@@ -932,17 +931,19 @@ def moved_arrays(
         but "phases" and "random" are the smoothed arrays themselves.
 
     Raises:
-        ValueError: an unknown way, fewer than 4 rows to shuffle, or one
-            image.
+        ValueError: an unknown way, fewer than 4 rows to shuffle or 5 to
+            turn phases, or one image.
 
     Source: {ref}`sec-controls`.
     """
     check_choice("moved_arrays", "how", how, MOVES)
     n, b = arrays.shape[:2]
-    if n < 2 or (how == "shuffled" and b < 4):
+    least = dict(shuffled=4, phases=5).get(how, 1)
+    if n < 2 or b < least:
         raise ValueError(
             f"moved_arrays: {n} images of {b} rows, {how}; expected two "
-            "images, and four rows to shuffle: fewer have no other order"
+            "images, four rows to shuffle and five to turn phases: fewer "
+            "have no other order, and one frequency, which is translated"
         )
     generator, plain = rng(seed), smooth_attribute(arrays, smooth)
     moved = translate_attribute(plain, tau)
@@ -989,39 +990,6 @@ def _other_orders(n, b, tau, generator):
         again = torch.rand(int(known.sum()), b, generator=generator)
         orders[known] = again.argsort(1)
     return orders
-
-
-# %% ../book/10-translations.ipynb #37530c64
-def wilson_interval(
-    successes: int, n: int, z: float = 1.96
-) -> tuple[float, float]:
-    r"""The interval of Wilson for a probability.
-
-    $$ \frac{\hat p + \frac{z^2}{2n} \pm z \sqrt{
-        \frac{\hat p (1 - \hat p)}{n} + \frac{z^2}{4 n^2}}}
-        {1 + \frac{z^2}{n}}, \qquad \hat p = \frac{k}{n} $$
-
-    Args:
-        successes: $k$, 0 to n.
-        n: number of independent trials, at least 1.
-        z: 1.96 for 95 %.
-
-    Raises:
-        ValueError: more successes than trials, or no trial.
-
-    Source: {ref}`sec-controls`.
-    """
-    if not 0 <= successes <= n or n < 1:
-        raise ValueError(
-            f"wilson_interval: {successes} of {n}; expected 0 to n of at "
-            "least one trial"
-        )
-    share, z2 = successes / n, z * z / n
-    middle = share + z2 / 2
-    half = math.sqrt(z2 * share * (1 - share) + z2 * z2 / 4)
-    # min and max: rounding must not leave [0, 1]
-    low, high = (middle - half) / (1 + z2), (middle + half) / (1 + z2)
-    return max(0.0, low), min(1.0, high)
 
 
 # %% ../book/10-translations.ipynb #c99e8fe0

@@ -514,14 +514,18 @@ def test_a_shuffle_is_no_translation_and_loses_nothing(b, unchecked):
         source = rows.double().argmax(2)  # where each row came from
         steps = (torch.arange(b) - source) % b
         assert not (steps == steps[:, :1]).all(1).any()
-    for how, shape in (("shuffled", (2, 3, 3)), ("step", (1, 4, 3))):
+    for how, shape in (
+        ("shuffled", (2, 3, 3)),
+        ("step", (1, 4, 3)),
+        ("phases", (2, 4, 3)),
+    ):
         with pytest.raises(ValueError, match="expected two images"):
             own.moved_arrays(randn(*shape), 1, how)
     with pytest.raises(ValueError, match="translated"):
         own.moved_arrays(arrays, 1, "sideways")
 
 
-@pytest.mark.parametrize("b", [4, 5, 8])
+@pytest.mark.parametrize("b", [5, 6, 8])
 def test_phases_keep_the_spectrum_and_undo_nothing_else(b):
     arrays = randn(50, b, 5)
     for smooth in (1, 2):
@@ -628,7 +632,8 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
     assert found["translations"] == 3 and found["images"] == 300
     for split in ("train", "test"):
         claim = found["claim"][split]
-        assert set(claim) == {*own.MOVES, "untrained", "mean", "nothing"}
+        controls = {"untrained", "mean", "nothing"}
+        assert set(claim) == {*own.MOVES, *controls} - {"phases"}
         for how, rows in claim.items():
             assert set(rows) == {str(depth) for depth in own.DEPTHS}
             for row in rows.values():
@@ -662,7 +667,12 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
             for same, close, every in rows.values():
                 assert same <= close <= every
                 assert every == (60 if how == "nothing" else 180)
+        plainly, ours = ways["nothing there"], ways["translated"]
+        for depth, (_, close, _) in plainly.items():
+            assert close == ours[depth][1]
+        assert plainly != ours  # it is of what is found at τ = 0
     for rows in found["moves"].values():
+        assert set(rows) == set(own.MOVES) - {"phases"}
         assert all(0 < own["moved"] for own in rows.values())
         assert all(0 <= own["same_image"] <= 1 for own in rows.values())
     questions = {row["question"] for row in found["dependence"]}
