@@ -166,31 +166,13 @@ class Recipe:
             )
 
 
-_TINY = 1e-12
+_TINY, _NUMBER = 1e-12, (int, float)
 _RANGES = (  # fields, their kind, the lowest value, the first too high
-    (
-        "epochs learning_rate",
-        (int, float),
-        _TINY,
-        math.inf,
-        "a number above 0",
-    ),
+    ("epochs learning_rate", _NUMBER, _TINY, math.inf, "a number above 0"),
     ("batch", int, 1, math.inf, "a positive integer"),
-    ("warmup final", (int, float), 0, 1 + _TINY, "a share, 0 to 1"),
-    (
-        "momentum label_smoothing ema",
-        (int, float),
-        0,
-        1,
-        "0 or more, below 1",
-    ),
-    (
-        "weight_decay",
-        (int, float),
-        0,
-        math.inf,
-        "a finite number, 0 or more",
-    ),
+    ("warmup final", _NUMBER, 0, 1 + _TINY, "a share, 0 to 1"),
+    ("momentum label_smoothing ema", _NUMBER, 0, 1, "0 or more, below 1"),
+    ("weight_decay", _NUMBER, 0, math.inf, "a finite number, 0 or more"),
     ("shift", int, 0, math.inf, "a number of pixels, 0 or more"),
     ("nesterov flip", bool, False, 2, "True or False"),
 )
@@ -1239,10 +1221,8 @@ class _Learner:
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.began, self.parallel, self.device = 0, None, device
         network.to(device)
-        self.images, self.labels = (
-            data.images.to(device),
-            data.labels.to(device),
-        )
+        self.images = data.images.to(device)
+        self.labels = data.labels.to(device)
         self.moments = [
             torch.tensor(values, device=device)
             for values in (network.mean, network.std)
@@ -1496,13 +1476,13 @@ class Trainer:
 
         Returns:
             As JSON knows it: finished, seed, step, steps, seconds (of
-            training alone), images_per_second, precision, history; and, if finished
-            and there is a test set, accuracy, loss and confusion of the
-            last epoch, and mirror_accuracy (of scores averaged with those
-            of the mirror image). `network` is then in `eval`, and with
-            `ema` it holds the averaged weights: they are the result, and
-            what `model.safetensors` in the folder and in the checkpoints
-            has.
+            training alone), images_per_second, precision, history; and, if
+            finished and there is a test set, accuracy, loss and confusion
+            of the last epoch, and mirror_accuracy (of scores averaged with
+            those of the mirror image). `network` is then in `eval`, and
+            with `ema` it holds the averaged weights: they are the result,
+            and what `model.safetensors` in the folder and in the
+            checkpoints has.
 
         Raises:
             FloatingPointError: the loss is not finite; names the step.

@@ -467,8 +467,8 @@ def _check_search(index, queries, k, exclude):
     if tuple(queries.shape[1:]) != index.stored.shape or not len(queries):
         raise ValueError(
             f"search: queries of shape {tuple(queries.shape)}; the arrays "
-            f"of this index have {index.stored.shape}; give at least one, of the "
-            "same depth and network"
+            f"of this index have {index.stored.shape}; give at least one, "
+            "of the same depth and network"
         )
     norms = queries.double().flatten(1).norm(dim=1)
     _check_size("search: queries", norms.max())
