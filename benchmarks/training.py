@@ -119,20 +119,24 @@ def ship() -> Iterator[Job]:
 PLANS = {"full": full, "small": small, "ship": ship}
 
 
-def dry(job: Job) -> tuple[Job, dict]:
-    """Two steps of a job on a few drawn images, of as many classes."""
+def dry(job: Job) -> Job:
+    """Two steps of a job."""
     run = job.run
     few = replace(run.recipe, epochs=1.0, batch=4)
     if few.schedule == "steps":
         few = replace(few, milestones=(0.5,), factors=(0.1,))
-    names = tuple(f"class {i}" for i in range(preset(run.model).classes))
-    images: tuple[Dataset, ...] = tuple(
+    return job._replace(run=replace(run, recipe=few), seeds=job.seeds[:1])
+
+
+def drawn(job: Job) -> tuple[Dataset, Dataset]:
+    """A few drawn images, of as many classes as the job has."""
+    classes = preset(job.run.model).classes
+    names = tuple(f"class {i}" for i in range(classes))
+    train, test = (
         replace(shapes10(8, 0, split), class_names=names, name="dry")
         for split in ("train", "test")
     )
-    return job._replace(
-        run=replace(run, recipe=few), seeds=job.seeds[:1]
-    ), dict(images=images)
+    return train, test
 
 
 def recorded(job: Job, ledger) -> bool:
@@ -168,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     begin = time.monotonic()
     for job in PLANS[chosen.plan]():
-        own, more = dry(job) if chosen.dry else (job, {})
+        own = dry(job) if chosen.dry else job
         if (chosen.only or "") not in job.entry or recorded(own, ledger):
             continue
         left = None
@@ -184,7 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
             device=chosen.device,
             command=f"python -m benchmarks.training {chosen.plan}",
             save_minutes=2.0,
-            **more,
+            images=drawn(own) if chosen.dry else None,
         )
         if done is None:
             return stopped(job)

@@ -78,8 +78,8 @@ def test_each_plan_has_a_name_for_each_run_and_can_be_built(plan):
     assert len(set(names)) == len(names)
     for job in jobs:
         results.check_name("plan", job.entry)
-        own, more = training.dry(job)
-        data, test = more["images"]
+        own = training.dry(job)
+        data, _ = training.drawn(job)
         assert own.run.config(data).classes == len(data.class_names)
         assert len(own.seeds) == 1
 
