@@ -865,6 +865,10 @@ d = {
                 "08-training.html#_learner.numbers",
                 "hcnn/training.py",
             ),
+            "hcnn.training._Learner.precision": (
+                "08-training.html#_learner.precision",
+                "hcnn/training.py",
+            ),
             "hcnn.training._Learner.tensors": (
                 "08-training.html#_learner.tensors",
                 "hcnn/training.py",
@@ -943,6 +947,10 @@ d = {
             ),
             "hcnn.training._row": (
                 "08-training.html#_row",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._same_precision": (
+                "08-training.html#_same_precision",
                 "hcnn/training.py",
             ),
             "hcnn.training._same_run": (

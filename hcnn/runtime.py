@@ -79,6 +79,25 @@ def _bf16_is_faster(device: torch.device) -> bool:
     return best[torch.float32] >= 1.2 * best[torch.bfloat16]
 
 
+def kind_of_device(device: str | torch.device) -> str:
+    """What decides how fast a type is, and the last digits of a sum.
+
+    Args:
+        device: a device of this machine.
+
+    Returns:
+        Such as "cuda, NVIDIA H100" or "cpu, AVX512, avx512_bf16".
+    """
+    device = torch.device(device)
+    if device.type == "cuda":
+        return f"cuda, {torch.cuda.get_device_name(device)}"
+    if device.type != "cpu":
+        return device.type
+    features = filter(_supports, ("avx512_bf16", "amx_tile"))
+    capability = torch.backends.cpu.get_cpu_capability()
+    return ", ".join(("cpu", capability, *features))
+
+
 def world_size() -> int:
     """How many processes train together: 1, or torch.distributed's."""
     group = torch.distributed

@@ -70,7 +70,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from .axes import check_choice
 from .data import Augment, Dataset, standardize
-from .runtime import PRECISIONS, autocast, best_device, rng, write
+from hcnn.runtime import (
+    PRECISIONS,
+    autocast,
+    best_device,
+    kind_of_device,
+    rng,
+    write,
+)
 
 # %% ../book/08-training.ipynb #fe473851
 SCHEDULES = ("steps", "one-cycle")
@@ -1229,7 +1236,7 @@ class _Learner:
         ]
         with autocast(device, recipe.precision):
             short = torch.is_autocast_enabled(device.type)
-        self.precision = "bf16" if short else "float32"
+        self.precisions = ["bf16" if short else "float32"]
         self.optimizer = _optimizer(network, recipe)
         self.average = deepcopy(network) if recipe.ema else None
 
@@ -1237,6 +1244,11 @@ class _Learner:
     def model(self):
         """The network that is evaluated and kept, or its average."""
         return self.network if self.average is None else self.average
+
+    @property
+    def precision(self):
+        """What it computes in now, the last of those it ever has."""
+        return self.precisions[-1]
 
     @property
     def epoch(self):
@@ -1249,9 +1261,9 @@ class _Learner:
     def begin(self):
         """All processes start where the first stands."""
         if place()[1] > 1:
-            about = [self.step, self.seconds, self.precision]
+            about = [self.step, self.seconds, self.precisions]
             dist.broadcast_object_list(about, device=self.device)
-            self.step, self.seconds, self.precision = about
+            self.step, self.seconds, self.precisions = about
             for own in self.tensors():
                 for tensor in own.values():
                     dist.broadcast(tensor, 0)
@@ -1311,6 +1323,21 @@ class _Learner:
         return _any(wishes, self.device)
 
 
+# %% ../book/08-training.ipynb #50d0a4c2
+def _same_precision(learner, about):
+    """Go on in the type of a checkpoint, if this is such a device."""
+    here, there = kind_of_device(learner.device), about["device"]
+    own, used = learner.precision, about["precisions"]
+    learner.precisions = used
+    if here != there and own != used[-1]:
+        learner.precisions = [*used, own]
+        warnings.warn(
+            f"Trainer: the run computed in {used[-1]} on {there!r}; this "
+            f"is {here!r}, so it goes on in {own}, as precision='auto' says",
+            stacklevel=2,
+        )
+
+
 # %% ../book/08-training.ipynb #7fdb0ce9
 class _Kept:
     """What a run keeps: a log and, if it has a folder, checkpoints."""
@@ -1329,8 +1356,7 @@ class _Kept:
             _same_run(path, self.about, about)
             _refill(path, learner.tensors(), (model, others))
             learner.step, learner.seconds = about["step"], about["seconds"]
-            if about["device"] == learner.device.type:
-                learner.precision = about["precision"]  # "auto" chose once
+            _same_precision(learner, about)
             with _writing("the name of a damaged checkpoint", self.folder):
                 _set_aside(self.folder, path)
         elif self.folder and not _Kept.begun:
@@ -1359,8 +1385,8 @@ class _Kept:
                 self.about,
                 step=learner.step,
                 seconds=learner.seconds,
-                precision=learner.precision,
-                device=learner.device.type,
+                precisions=learner.precisions,
+                device=kind_of_device(learner.device),
             )
             what = f"the checkpoint of step {learner.step}"
             with _writing(what, self.folder):
@@ -1577,7 +1603,7 @@ class Trainer:
             steps=learner.steps,
             seconds=learner.seconds,
             images_per_second=images / max(learner.seconds, 1e-9),
-            precision=learner.precision,
+            precision=" then ".join(learner.precisions),
             history=history(self.kept.journal.rows),
         )
         if not found["finished"]:

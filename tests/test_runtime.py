@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from hcnn import runtime
-from hcnn.runtime import autocast, best_device, environment, rng
+from hcnn.runtime import (
+    autocast,
+    best_device,
+    environment,
+    kind_of_device,
+    rng,
+)
 
 
 def test_one_seed_gives_one_sequence():
@@ -66,6 +72,20 @@ def test_the_precision_is_the_one_asked_for():
     with autocast("cpu", "bf16"):
         x = torch.ones(2, 2, dtype=torch.float64)
         assert (x @ x).dtype == torch.float64
+
+
+def test_the_kind_of_device_says_what_its_arithmetic_is(monkeypatch):
+    can = dict(avx512_bf16=True, amx_tile=False)
+    monkeypatch.setattr(runtime, "_supports", can.get)
+    capability = torch.backends.cpu.get_cpu_capability()
+    assert kind_of_device("cpu") == f"cpu, {capability}, avx512_bf16"
+    assert kind_of_device("meta") == "meta"
+
+
+@pytest.mark.gpu
+def test_the_kind_of_a_gpu_is_its_name():
+    name = torch.cuda.get_device_name(0)
+    assert kind_of_device("cuda") == f"cuda, {name}"
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hcnn import training
+from hcnn import runtime, training
 from hcnn.data import Augment, Dataset, load_dataset, shapes10
 from hcnn.network import HCNN, preset
 from hcnn.training import (
@@ -792,6 +792,27 @@ def test_a_checkpoint_of_other_tensors_is_refused(tmp_path):
     write_checkpoint(tmp_path, network, state, about)
     with pytest.raises(ValueError, match=r"other tensors: momentum\.W3"):
         train(tmp_path)
+
+
+def test_auto_chooses_once_and_anew_on_another_kind_of_device(
+    tmp_path, monkeypatch
+):
+    """The type changes where the device does, and only there."""
+    own = replace(BRIEF, precision="auto")
+
+    def go_on(kind, fast, **run):
+        monkeypatch.setattr(runtime, "_bf16_is_faster", lambda _: fast)
+        monkeypatch.setattr(training, "kind_of_device", lambda _: kind)
+        return train(tmp_path, recipe=own, run=run)[1]["precision"]
+
+    assert go_on("one", True, stop_after=0.0) == "bf16"
+    assert go_on("one", False, stop_after=0.0) == "bf16"
+    told = "computed in bf16 on 'one'; this is 'other', so .* in float32"
+    with pytest.warns(UserWarning, match=told):
+        used = go_on("other", False, stop_after=0.0)
+    assert used == "bf16 then float32"
+    assert go_on("other", True, stop_after=0.0) == "bf16 then float32"
+    assert go_on("third", False) == "bf16 then float32"
 
 
 def test_a_checkpoint_of_another_type_is_refused(tmp_path):
