@@ -765,10 +765,6 @@ d = {
                 "08-training.html#trainer._result",
                 "hcnn/training.py",
             ),
-            "hcnn.training.Trainer._row": (
-                "08-training.html#trainer._row",
-                "hcnn/training.py",
-            ),
             "hcnn.training.Trainer._train": (
                 "08-training.html#trainer._train",
                 "hcnn/training.py",
@@ -869,6 +865,10 @@ d = {
                 "08-training.html#_learner.precision",
                 "hcnn/training.py",
             ),
+            "hcnn.training._Learner.scores": (
+                "08-training.html#_learner.scores",
+                "hcnn/training.py",
+            ),
             "hcnn.training._Learner.tensors": (
                 "08-training.html#_learner.tensors",
                 "hcnn/training.py",
@@ -909,6 +909,10 @@ d = {
                 "08-training.html#_lock",
                 "hcnn/training.py",
             ),
+            "hcnn.training._next_row": (
+                "08-training.html#_next_row",
+                "hcnn/training.py",
+            ),
             "hcnn.training._noting_sigterm": (
                 "08-training.html#_noting_sigterm",
                 "hcnn/training.py",
@@ -943,6 +947,10 @@ d = {
             ),
             "hcnn.training._refill": (
                 "08-training.html#_refill",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._result": (
+                "08-training.html#_result",
                 "hcnn/training.py",
             ),
             "hcnn.training._row": (

@@ -1222,8 +1222,9 @@ class _Bar:
 class _Learner:
     """A network in training: what a step reads, and what it changes."""
 
-    def __init__(self, network, data, recipe, seed, device):
+    def __init__(self, network, data, test, recipe, seed, device):
         self.network, self.recipe, self.seed = network, recipe, seed
+        self.test, self.tested = test, (None, None)
         self.n, self.steps = len(data), total_steps(recipe, len(data))
         self.step, self.seconds, self.losses = 0, 0.0, []
         self.began, self.parallel, self.device = 0, None, device
@@ -1314,6 +1315,12 @@ class _Learner:
                     f"the loss of step {step} is {value}"
                 )
         return values
+
+    def scores(self):
+        """Of the test images; computed once a step."""
+        if self.tested[0] != self.step:
+            self.tested = self.step, _scores(self.model, self.test.images)
+        return self.tested[1]
 
     def agree(self, *wishes):
         """What any process wishes, all do; asked every few steps."""
@@ -1418,6 +1425,44 @@ def _finite(folder, learner):
         ) from error
 
 
+# %% ../book/08-training.ipynb #15a3528b
+def _next_row(learner, clock, end):
+    """A row of the log, of the steps since a time."""
+    values = learner.numbers()
+    seconds = max(time.perf_counter() - clock, 1e-9)  # all is computed
+    learner.seconds += seconds
+    row = dict(
+        step=learner.step,
+        epoch=learner.epoch,
+        end=end,
+        loss=sum(values) / len(values),
+        learning_rate=learner.optimizer.param_groups[0]["lr"],
+        images_per_second=len(values) * learner.recipe.batch / seconds,
+    )
+    if end and learner.test is not None:
+        found = judge(learner.scores(), learner.test.labels)
+        row |= dict(accuracy=found.accuracy, test_loss=found.loss)
+    return row
+
+
+def _result(learner, rows):
+    """What a run returns, as JSON knows it."""
+    images = learner.step * learner.recipe.batch
+    found = dict(
+        finished=learner.step == learner.steps,
+        seed=learner.seed,
+        step=learner.step,
+        steps=learner.steps,
+        seconds=learner.seconds,
+        images_per_second=images / max(learner.seconds, 1e-9),
+        precision=" then ".join(learner.precisions),
+        history=history(rows),
+    )
+    if found["finished"] and learner.test is not None:
+        found |= _verdict(learner.model, learner.test, learner.scores())
+    return found
+
+
 # %% ../book/08-training.ipynb #e5e03265
 class Trainer:
     """Trains a network by a recipe, from wherever the run stands.
@@ -1483,9 +1528,10 @@ class Trainer:
                 )
         self.device = torch.device(device or best_device())
         self.folder = None if folder is None else Path(folder)
-        self.test, self.tested = test, (None, None)
         self.save_minutes, self.log_steps = save_minutes, log_steps
-        self.learner = _Learner(network, data, recipe, seed, self.device)
+        self.learner = _Learner(
+            network, data, test, recipe, seed, self.device
+        )
         about = _about(network, data, recipe, test, seed, folder)
         if rank == 0:
             self.kept = _Kept(self.folder, about, tensorboard, callbacks)
@@ -1562,7 +1608,7 @@ class Trainer:
             )
             save = ended or late or due or end
             if save or learner.step % self.log_steps == 0:
-                row = self._row(end, clock)
+                row = _next_row(learner, clock, end)
                 self.kept.add(row)
                 bar.tell(row)
                 if save:
@@ -1571,50 +1617,15 @@ class Trainer:
                 clock = time.perf_counter()
         return ended
 
-    def _row(self, end, clock):
-        """A row of the log, of the steps since a time."""
-        learner = self.learner
-        values = learner.numbers()
-        seconds = max(time.perf_counter() - clock, 1e-9)
-        learner.seconds += seconds
-        row = dict(
-            step=learner.step,
-            epoch=learner.epoch,
-            end=end,
-            loss=sum(values) / len(values),
-            learning_rate=learner.optimizer.param_groups[0]["lr"],
-            images_per_second=len(values) * learner.recipe.batch / seconds,
-        )
-        if end and self.test is not None:
-            scores = _scores(learner.model, self.test.images)
-            self.tested = learner.step, scores
-            found = judge(scores, self.test.labels)
-            row |= dict(accuracy=found.accuracy, test_loss=found.loss)
-        return row
-
     def _result(self):
-        """What `run` returns; of a finished run the network, too."""
+        """Of a run that was not ended; of a finished one, the network."""
         learner = self.learner
-        images = learner.step * learner.recipe.batch
-        found = dict(
-            finished=learner.step == learner.steps,
-            seed=learner.seed,
-            step=learner.step,
-            steps=learner.steps,
-            seconds=learner.seconds,
-            images_per_second=images / max(learner.seconds, 1e-9),
-            precision=" then ".join(learner.precisions),
-            history=history(self.kept.journal.rows),
-        )
-        if not found["finished"]:
-            return found
-        if self.test is not None:
-            step, scores = self.tested
-            if step != learner.step:  # the run was finished before
-                scores = _scores(learner.model, self.test.images)
-            found |= _verdict(learner.model, self.test, scores)
-        self.kept.publish(learner.model)
-        if learner.average is not None:
-            learner.network.load_state_dict(learner.average.state_dict())
-        learner.network.eval()
+        found = _result(learner, self.kept.journal.rows)
+        if found["finished"]:
+            self.kept.publish(learner.model)
+            if learner.average is not None:
+                learner.network.load_state_dict(
+                    learner.average.state_dict()
+                )
+            learner.network.eval()
         return found
