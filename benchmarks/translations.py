@@ -56,6 +56,7 @@ SHARES = (0.5, 0.9, 1.0)  # for what is called a small distance
 PROBED = 20_000  # training images that a linear probe learns from
 PICTURED = 3, 5, 7, 9, 11
 WITH_PICTURES = "hcnn-cifar10-periodic"  # no other stores photographs
+ENOUGH = 0.8  # accuracy, for pictures of what a network has learned
 
 
 class Study:
@@ -153,7 +154,11 @@ class Study:
         return claim
 
     def near(self):
-        """Distances of test images: what is small, how far is moved."""
+        """Of test images, by τ ≥ 1 how far is moved; what is near.
+
+        In units of a small distance. `small` has [same class and near,
+        near, all, standard error of the share of the first two].
+        """
         labels = self.test.labels[: self.n, None]
         small = {str(share): {} for share in SHARES}
         moves = {}
@@ -167,10 +172,11 @@ class Study:
                     "trained", "test", depth, how
                 )
                 far = (queries - plain)[:, 1:].norm(dim=(2, 3))
+                again = found[:, 1:] == found[:, :1]
                 moves[depth][how] = dict(
-                    moved=(far / scale[0.9]).median().item(),
-                    found=(distances[:, 1:] / scale[0.9]).median().item(),
-                    same_image=mean(found[:, 1:] == found[:, :1]),
+                    moved=medians(far / scale[0.9]),
+                    found=medians(distances[:, 1:] / scale[0.9]),
+                    same_image=again.double().mean(0).tolist(),
                 )
                 same = self.train.labels[found] == labels
                 parts = {how: (same[:, 1:], distances[:, 1:])}
@@ -188,31 +194,34 @@ class Study:
                             int(both.sum()),
                             int(close.sum()),
                             close.numel(),
+                            share_error(both, close),
                         ]
         return dict(small=small, moves=moves)
 
     def probes(self):
         """Test accuracy by position, network, classifier and depth."""
         found = {position: {} for position in POSITIONS}
+        labels = self.train.labels[:PROBED]
         for position in POSITIONS:
+            # at the centre there are arrays of all images
+            first = None if position == "centre" else PROBED
             for which in ("trained", "untrained"):
-                ours = self.folder(which, "train", position, PROBED)
+                ours = self.folder(which, "train", position, first)
                 theirs = self.folder(which, "test", position)
-                labels = self.train.labels[:PROBED]
                 rows = {"linear probe": [], "nearest neighbour": []}
                 for depth in DEPTHS:
                     index, test = (
                         open_index(own, depth, 1) for own in (ours, theirs)
                     )
-                    everything = index[torch.arange(len(index))]
+                    known = index[torch.arange(len(labels))]
                     queries = test[torch.arange(len(test))]
                     rows["linear probe"].append(
                         linear_probe(
-                            everything, labels, queries, self.test.labels
+                            known, labels, queries, self.test.labels
                         )
                     )
-                    near = index.search(queries).indices[:, 0]
-                    right = labels[near] == self.test.labels
+                    near = ArrayIndex(known, 1).search(queries).indices
+                    right = labels[near[:, 0]] == self.test.labels
                     rows["nearest neighbour"].append(
                         right.double().mean().item()
                     )
@@ -355,18 +364,20 @@ class Study:
         below[:, 0] = arrays
         wanted = [translate_attribute(arrays, t) for t in range(8)]
         far = near.distances[:, :, 0] / scale
-        rows, same = [], []
+        rows, same, apart = [], [], []
         for depth in PICTURED:
             with torch.no_grad():
                 x = self.network.standardize(self.test.images[inputs])
                 arrays = attribute_array(self.network, x, depth)
-            near = translated_neighbours(
-                open_index(base, depth), arrays, range(1, arrays.shape[1])
-            ).indices[:, :, 0]
+            index = open_index(base, depth)
+            taus = range(1, arrays.shape[1])
+            found = translated_neighbours(index, arrays, taus)
+            near = found.indices[:, :, 0]
             rows.append(self.train.images[near])
             same.append(
                 self.train.labels[near] == self.test.labels[inputs, None]
             )
+            apart.append(found.distances[:, :, 0] / small_distance(index))
         return {
             "birds.images": pictures,
             "birds.arrays": below,
@@ -375,6 +386,7 @@ class Study:
             "depths.inputs": self.test.images[inputs],
             "depths.images": torch.stack(rows, 1),
             "depths.same": torch.stack(same, 1),
+            "depths.distances": torch.stack(apart, 1),
             "depths.depths": torch.tensor(PICTURED),
         }
 
@@ -382,6 +394,7 @@ class Study:
         """Rates of forward pass and arrays, and the time of a query."""
         images = self.test.subset(min(1000, len(self.test)))
         network, times = self.network, {"forward": [], "arrays": []}
+        device = next(network.parameters()).device
         for _ in range(rounds + 1):
             begin = time.perf_counter()
             with torch.no_grad():
@@ -390,7 +403,7 @@ class Study:
             times["forward"].append(time.perf_counter() - begin)
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
-                store_arrays(network, images, folder)
+                store_arrays(network, images, folder, device=device)
                 times["arrays"].append(time.perf_counter() - begin)
         rates = {
             name: len(images) / statistics.median(own[1:])
@@ -429,25 +442,44 @@ def mean(values):
     return values.double().mean().item()
 
 
+def medians(values):
+    """Over the queries, for each τ."""
+    return values.median(0).values.tolist()
+
+
+def share_error(some, of):
+    """Standard error of sum(some) / sum(of); rows are independent."""
+    some, of = (own.double().sum(1) for own in (some, of))
+    every = of.sum()
+    apart = some - some.sum() / every.clamp(min=1) * of
+    return (apart.norm() / every.clamp(min=1)).item()
+
+
 def mean_over_taus(same):
     """For each query the mean over τ ≥ 1, or over all if there is one."""
     return same[:, min(1, same.shape[1] - 1) :].double().mean(1)
 
 
 def outcome(same, ours):
-    """Counts [same class, all] by τ; mean and error over the queries."""
+    """Counts [same class, all] by τ; mean and error over the queries.
+
+    `odd` and `even` have mean and error over such τ ≥ 1, if there are any.
+    """
     own = mean_over_taus(same)
     apart = ours - own
 
     def error(values):
         return values.std().item() / len(values) ** 0.5
 
+    parity = dict(odd=same[:, 1::2], even=same[:, 2::2])
+    parity = {k: v.double().mean(1) for k, v in parity.items() if v.numel()}
     return dict(
         counts=[[int(column.sum()), len(column)] for column in same.T],
         mean=mean(own),
         error=error(own),
         difference=mean(apart),
         difference_error=error(apart),
+        **{name: [mean(own), error(own)] for name, own in parity.items()},
     )
 
 
@@ -469,6 +501,7 @@ def study(args, ledger):
         classes=len(train.class_names),
         images=len(train),
         queries=asked.n,
+        probed=min(PROBED, len(train)),
         smooth=2,
         repeats=args.repeats,
     )
@@ -486,7 +519,7 @@ def study(args, ledger):
     found = json.loads(json.dumps(found))
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        if name == WITH_PICTURES:
+        if name == WITH_PICTURES and found["accuracy"] >= ENOUGH:
             files = [Path(folder, "pictures.safetensors")]
             own = asked.pictures()
             save_file({k: v.contiguous() for k, v in own.items()}, files[0])

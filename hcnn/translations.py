@@ -546,9 +546,10 @@ class ArrayIndex:
         """Refuse a data set other than the one of these arrays.
 
         Raises:
-            ValueError: its images, labels or class names differ.
+            ValueError: its images, labels or class names differ, or the
+                index was not told whose arrays it has.
         """
-        if self.data_sha256 not in (None, data_digest(data)):
+        if self.data_sha256 != data_digest(data):
             raise ValueError(
                 f"ArrayIndex: {data!r} is not the data set that these "
                 "arrays are of; expected the same images, labels and "

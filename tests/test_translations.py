@@ -5,17 +5,20 @@ import subprocess
 import sys
 import warnings
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jaxtyping
 import numpy
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.testing import assert_close
 
 from benchmarks.translations import fresh_search
 from hcnn import translations as own
 from hcnn.data import FACTORS, redraw, shapes10
-from hcnn.network import HCNN, preset
+from hcnn.network import HCNN, load_pretrained, preset, pretrained
+from hcnn.results import entries
 from hcnn.runtime import rng
 
 
@@ -614,6 +617,100 @@ def test_an_untrained_twin_leaves_the_network_alone(network, shapes):
     assert own.network_digest(again) == own.network_digest(twin)
 
 
+@pytest.mark.parametrize("accuracy", [0.79, 0.81])
+def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
+    tmp_path, monkeypatch, accuracy
+):
+    """K = 16, no known factors; nothing is drawn of a poor network."""
+    from benchmarks import translations as study
+    from hcnn import results
+
+    names = load_pretrained("hcnn8-shapes10").class_names
+    names = tuple(dict.fromkeys(("bird", "automobile", "horse", *names)))
+
+    def photographs(n, split):
+        data = shapes10(n, 0, split)
+        images = data.images[..., ::4, ::4].contiguous()
+        return replace(
+            data, images=images, factors=None, class_names=names[:10]
+        )
+
+    parts = photographs(40, "train"), photographs(30, "test")
+    config = preset("hcnn-cifar10-periodic", Q=3)
+    network = HCNN(
+        config,
+        mean=parts[0].mean,
+        std=parts[0].std,
+        class_names=names[:10],
+    ).eval()
+    monkeypatch.setattr(study.runs, "datasets", lambda data: parts)
+    monkeypatch.setattr(study.runs, "find_network", lambda name: network)
+    monkeypatch.setattr(
+        study.runs, "network_to_search", lambda *own: (own[0], "cifar10")
+    )
+    monkeypatch.setattr(
+        study, "evaluate", lambda *_: SimpleNamespace(accuracy=accuracy)
+    )
+    monkeypatch.setattr(study.Study, "probes", lambda self: {})
+    study.main(
+        [
+            study.WITH_PICTURES,
+            *("--queries", "20", "--repeats", "9"),
+            *("--results", str(tmp_path), "--arrays", str(tmp_path / "a")),
+        ]
+    )
+    (entry,) = results.entries(f"translate-{study.WITH_PICTURES}", tmp_path)
+    assert entry.data["translations"] == 7
+    claim = entry.data["claim"]["test"]
+    assert set(claim) > {"phases", "shuffled"}
+    assert len(claim["phases"]["3"]["counts"]) == 8
+    for rows in entry.data["moves"].values():
+        assert len(rows["phases"]["moved"]) == 7
+    properties = {row["property"] for row in entry.data["dependence"]}
+    assert properties == {
+        "class", "brightness", "contrast", "hue", "edges",
+    }  # fmt: skip
+    path = entry.path / "pictures.safetensors"
+    assert path.exists() == (accuracy >= 0.8)
+    if path.exists():
+        kept = load_file(path)
+        assert {name: tuple(own.shape) for name, own in kept.items()} == {
+            "birds.images": (2, 8, 3, 8, 8),
+            "birds.arrays": (2, 8, 8, 10),
+            "birds.wanted": (2, 8, 8, 10),
+            "birds.distances": (2, 8),
+            "depths.inputs": (2, 3, 8, 8),
+            "depths.images": (2, 5, 7, 3, 8, 8),
+            "depths.same": (2, 5, 7),
+            "depths.distances": (2, 5, 7),
+            "depths.depths": (5,),
+        }
+        assert (kept["depths.distances"] > 0).all()
+
+
+def test_the_error_of_a_share_counts_a_query_once():
+    from benchmarks.translations import share_error
+
+    one = torch.tensor([[True], [False], [True], [False]])
+    every = torch.ones(4, 1, dtype=torch.bool)
+    assert share_error(one, every) == pytest.approx(0.25)
+    again = one.expand(4, 9), every.expand(4, 9)
+    assert share_error(*again) == pytest.approx(0.25)
+    none = ~every  # of nothing
+    assert share_error(every, every) == share_error(none, none) == 0
+
+
+def test_a_study_is_of_the_network_that_ships():
+    """Else a page's cells and its figures would be of two networks."""
+    studied = 0
+    for name in pretrained():
+        for entry in entries(f"translate-{name}")[-1:]:
+            known = own.network_digest(load_pretrained(name))
+            assert entry.data["network_sha256"] == known, name
+            studied += 1
+    assert studied
+
+
 def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
     from benchmarks import translations as study
     from hcnn import results
@@ -662,19 +759,31 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
             == deep["shuffled"]
             == deep["nothing"]
         )
+        for depth, ours in claim["translated"].items():
+            one, two, three = (k / 60 for k, _ in ours["counts"][1:])
+            assert ours["odd"][0] == pytest.approx((one + three) / 2)
+            assert ours["even"][0] == pytest.approx(two)
+            spread = (60 / 59 * two * (1 - two) / 60) ** 0.5
+            assert ours["even"][1] == pytest.approx(spread)
     for ways in found["small"].values():
         for how, rows in ways.items():
-            for same, close, every in rows.values():
+            for same, close, every, error in rows.values():
                 assert same <= close <= every
                 assert every == (60 if how == "nothing" else 180)
+                assert (error > 0) == (0 < same < close)
         plainly, ours = ways["nothing there"], ways["translated"]
-        for depth, (_, close, _) in plainly.items():
+        for depth, (_, close, _, _) in plainly.items():
             assert close == ours[depth][1]
         assert plainly != ours  # it is of what is found at τ = 0
     for rows in found["moves"].values():
         assert set(rows) == set(own.MOVES) - {"phases"}
-        assert all(0 < own["moved"] for own in rows.values())
-        assert all(0 <= own["same_image"] <= 1 for own in rows.values())
+        for kept in rows.values():
+            assert len(kept["moved"]) == len(kept["found"]) == 3
+            assert all(0 < far for far in kept["moved"])
+            assert all(0 <= share <= 1 for share in kept["same_image"])
+        # an even translation goes farther, a step as far as its own
+        one, two, three = rows["translated"]["moved"]
+        assert one == pytest.approx(three) and two > 1.3 * one
     questions = {row["question"] for row in found["dependence"]}
     assert questions == {"nearest", "kept", "changed", "by hand"}
     properties = {row["property"] for row in found["dependence"]}
