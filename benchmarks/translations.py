@@ -448,11 +448,16 @@ def medians(values):
 
 
 def share_error(some, of):
-    """Standard error of sum(some) / sum(of); rows are independent."""
+    """Standard error of sum(some) / sum(of); rows are independent.
+
+    Of one row nothing is known: 1/2, the largest error of a share.
+    """
     some, of = (own.double().sum(1) for own in (some, of))
-    every = of.sum()
-    apart = some - some.sum() / every.clamp(min=1) * of
-    return (apart.norm() / every.clamp(min=1)).item()
+    rows = int((of > 0).sum())
+    if rows < 2:
+        return 0.5 * rows
+    apart = (some - some.sum() / of.sum() * of).norm() / of.sum()
+    return (rows / (rows - 1)) ** 0.5 * apart.item()
 
 
 def mean_over_taus(same):
