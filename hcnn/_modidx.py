@@ -745,6 +745,10 @@ d = {
                 "08-training.html#journal.sync",
                 "hcnn/training.py",
             ),
+            "hcnn.training.Journal.tell": (
+                "08-training.html#journal.tell",
+                "hcnn/training.py",
+            ),
             "hcnn.training.Recipe": (
                 "08-training.html#recipe",
                 "hcnn/training.py",
@@ -995,6 +999,10 @@ d = {
             ),
             "hcnn.training._verdict": (
                 "08-training.html#_verdict",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._whole_float32": (
+                "08-training.html#_whole_float32",
                 "hcnn/training.py",
             ),
             "hcnn.training._writing": (

@@ -110,7 +110,7 @@ class ModelChanges:
 
 def train(
     *,
-    data: str = "shapes10",
+    data: Annotated[str | None, _or("shapes10", "NAME|FOLDER")] = None,
     model: Annotated[str | None, _or("hcnn8-DATA", "PRESET")] = None,
     recipe: str = "quick",
     out: Annotated[Path | None, _or("runs/MODEL-RECIPE", "FOLDER")] = None,
@@ -126,19 +126,22 @@ def train(
     """Train a network, or go on with a run that stopped.
 
     The same command goes on from the newest checkpoint in its folder.
-    SIGTERM saves and ends it, with status 143. With many GPUs or machines:
-    torchrun --nproc-per-node N -m hcnn train …
+    SIGTERM saves and ends it, with status 143. With many GPUs:
+    torchrun --nproc-per-node N -m hcnn train …; chapter 08 has the command
+    for many machines.
 
     Args:
         data: cifar10, cifar100, shapes10, or a folder with a folder of
-            images for each class. HCNN_DATA says where CIFAR is.
+            images for each class, which are brought to 32 x 32 pixels.
+            HCNN_DATA says where CIFAR is.
         model: a preset, such as hcnn-cifar10 or hcnn8-cifar10-periodic.
         recipe: paper, authors, modern or quick.
         out: folder of the run.
         seeds: one network is trained for each.
         validation: set so many training images aside, and test on them
             instead of the test set.
-        minutes: stop after so many, saved, with status 3.
+        minutes: stop after so many, saved, with status 3 (under torchrun
+            0, for which any other is a failure).
         device: cpu, cuda or cuda:N.
         record: of the entry to add to the project's ledger at the end.
         tensorboard: write event files into the folder, too.
@@ -154,6 +157,11 @@ def train(
         {k: v for k, v in asdict(own).items() if v is not None}
         for own in (recipe_changes, model_changes)
     )
+    own = known(recipe, **changes)
+    if data is None:
+        data = "shapes10"
+        if os.environ.get("RANK", "0") == "0":
+            print("no --data named: using shapes10, drawn images")
     model = model or runs.default_model(data)
     title = Path(data).name if data not in runs.NAMED else None
     name = "-".join(filter(None, (model, title, recipe)))
@@ -163,7 +171,7 @@ def train(
             runs.Run(
                 model=model,
                 recipe_name=recipe,
-                recipe=known(recipe, **changes),
+                recipe=own,
                 data=data,
                 changes=config,
                 validation=validation,
@@ -218,9 +226,13 @@ def _checked(device):
 
 def _command():
     """What was typed."""
-    words, count = ["hcnn", *_typed], os.environ.get("WORLD_SIZE", "1")
-    if "RANK" in os.environ:
-        words[:1] = ["torchrun", "--nproc-per-node", count, "-m", "hcnn"]
+    words, known = ["hcnn", *_typed], os.environ
+    if "RANK" in known:
+        words = [
+            *("torchrun", "--nnodes", known.get("GROUP_WORLD_SIZE", "1")),
+            *("--nproc-per-node", known.get("LOCAL_WORLD_SIZE", "1")),
+            *("-m", "hcnn", *_typed),
+        ]
     return shlex.join(words)
 
 

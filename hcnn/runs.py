@@ -141,14 +141,18 @@ def train(
         options: as for `Trainer`.
 
     Returns:
-        What `run.json` holds now, with mean and deviation of the accuracy;
-        None if the time was over before the end.
+        What `run.json` holds now, with mean and deviation of the accuracy,
+        and for each seed what `Trainer.run` returned, where it ended, and
+        `wall_seconds` with all that is done beside training, None if it
+        went on from a checkpoint. None if the time was over before the
+        end.
 
     Raises:
         ValueError: as `Trainer`; no seed; a folder with the record of
             another run.
     """
-    begin, folder = time.monotonic(), Path(folder)
+    begin = clock = time.monotonic()
+    folder = Path(folder)
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"train: seeds are {list(seeds)}; expected different numbers, "
@@ -160,11 +164,13 @@ def train(
     for seed in seeds:
         if seed in rows:
             continue
+        own = folder / f"seed-{seed}"
+        whole = not checkpoints(own)  # else a part of it was another call's
         trainer = Trainer(
             new_network(run.config(data), data, seed),
             data,
             run.recipe,
-            folder=folder / f"seed-{seed}",
+            folder=own,
             test=test,
             seed=seed,
             device=device,
@@ -176,23 +182,36 @@ def train(
         row = trainer.run(stop_after=left)
         if not row["finished"]:
             return None
-        rows[seed] = row
-        accuracies = [row["accuracy"] for row in rows.values()]
-        found = about | dict(
+        clock, last = time.monotonic(), clock
+        ended = dict(
             command=command,
             device=str(trainer.device),
             processes=place()[1],
+            environment=runtime.environment(),
+        )
+        row["wall_seconds"] = clock - last if whole else None
+        rows[seed] = row | ended
+        accuracies = [row["accuracy"] for row in rows.values()]
+        found = about | dict(
+            **ended,
             seeds=[rows[seed] for seed in sorted(rows)],
             mean=statistics.mean(accuracies),
             deviation=(
                 statistics.stdev(accuracies) if len(rows) > 1 else None
             ),
-            environment=runtime.environment(),
         )
         if place()[0] == 0:
             text = json.dumps(found, indent=1, ensure_ascii=False)
             path = folder / "run.json"
-            runtime.write(path, f"{text}\n".encode(), "train")
+            try:
+                runtime.write(path, f"{text}\n".encode(), "train")
+            except OSError as error:
+                raise OSError(
+                    error.errno,
+                    f"train: {path} could not be written ({error}); the "
+                    "network beside it is whole: make room or change the "
+                    "permissions, and give the same command again",
+                ) from None
     if place()[1] > 1:
         torch.distributed.barrier()  # the record is written
     return read(folder)
@@ -452,7 +471,7 @@ def evaluate_run(
     Returns:
         For each seed `seed`, images `recorded` as correct, those `correct`
         now, their `count`, and by how many the two may differ: by none
-        where hardware and PyTorch are those of the record.
+        on a CPU where hardware and PyTorch are those of the record.
 
     Raises:
         ValueError: the images are not those of the record.
@@ -470,32 +489,39 @@ def evaluate_run(
             f"{folder}; expected the same, byte for byte; look at HCNN_DATA "
             "or the folder"
         )
-    same = _machine(record["environment"]) == _machine(
-        runtime.environment()
-    ) and record["device"] == str(device)
+    here = dict(
+        environment=runtime.environment(), device="cpu", processes=1
+    )
     for row in record["seeds"]:
+        exact = str(device) == "cpu" and _where(record | row) == _where(
+            here
+        )
         network = HCNN.load(model_path(folder, row["seed"])).to(device)
         plain = evaluate(network, images)
-        mirrored = evaluate(network, images, mirror=True)
         if tell:
-            tell(row, plain, mirrored)
+            tell(row, plain, evaluate(network, images, mirror=True))
         found.append(
             dict(
                 seed=row["seed"],
                 recorded=round(row["accuracy"] * plain.count),
                 correct=plain.correct,
                 count=plain.count,
-                may_differ=0 if same else APART,
+                may_differ=0 if exact else APART,
             )
         )
     return found
 
 
-def _machine(environment):
-    keys = "hardware", "gpu", "threads"
-    return [environment[k] for k in keys] + [
-        environment["packages"]["torch"]
-    ]
+def _where(about):
+    """What decides the last digits of a sum."""
+    machine = about["environment"]
+    keys = "hardware", "capability", "avx512_bf16", "amx", "threads"
+    return (
+        about["device"],
+        about["processes"],
+        machine["packages"]["torch"],
+        *map(machine.get, keys),
+    )
 
 
 def overview() -> str:

@@ -116,11 +116,21 @@ def rank_sum(x: torch.Tensor) -> torch.Tensor:
         The same in every rank. Differentiable: the gradient of `x` is the
         sum of all ranks' gradients of the result.
     """
-    if world_size() == 1:
-        return x
-    from torch.distributed.nn.functional import all_reduce
+    return x if world_size() == 1 else _RankSum.apply(x)
 
-    return all_reduce(x)
+
+class _RankSum(torch.autograd.Function):
+    """A sum over ranks, whose gradient is the sum of all ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx, x):
+        total = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return _RankSum.apply(gradient)
 
 
 def rank_mean(
@@ -203,9 +213,9 @@ def environment() -> dict:
 
     Returns:
         date (UTC), hardware (the processor's name), system, cores (those
-        this process may use), threads (those torch uses), amx and
-        avx512_bf16 (None where torch cannot tell), onednn_max_cpu_isa (if
-        set), gpu (names, None without), python, packages (versions, None
+        this process may use), threads (those torch uses), capability (of
+        the processor, as torch uses it), amx and avx512_bf16 (None where
+        torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None without), python, packages (versions, None
         if missing), commit and dirty (of the project but for runs/, None
         outside of its repository).
     """
@@ -220,6 +230,7 @@ def environment() -> dict:
             else os.cpu_count()
         ),
         threads=torch.get_num_threads(),
+        capability=torch.backends.cpu.get_cpu_capability(),
         amx=_supports("amx_tile"),
         avx512_bf16=_supports("avx512_bf16"),
         onednn_max_cpu_isa=os.environ.get("ONEDNN_MAX_CPU_ISA"),

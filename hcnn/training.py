@@ -149,8 +149,13 @@ class Recipe:
                         f"Recipe: {name} is {value!r}; expected {wanted}"
                     )
         for name in ("milestones", "factors"):  # lists of a file, too
-            value = tuple(getattr(self, name))
-            object.__setattr__(self, name, value)
+            value = getattr(self, name)
+            if not isinstance(value, (tuple, list)):
+                raise ValueError(
+                    f"Recipe: {name} is {value!r}; expected several numbers, "
+                    f"or one as ({value!r},)"
+                )
+            object.__setattr__(self, name, tuple(value))
         times, factors = self.milestones, self.factors
         steps = self.schedule == "steps"
         if (
@@ -456,6 +461,18 @@ def judge(
 
 
 # %% ../book/08-training.ipynb #1994fb86
+@contextmanager
+def _whole_float32(precision):
+    """GPUs round what a float32 convolution multiplies, unless told not to."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32
+    cudnn.allow_tf32 = before and precision != "float32"
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32 = before
+
+
 @torch.no_grad()
 def predict(
     network: nn.Module,
@@ -485,7 +502,7 @@ def predict(
         for part in images.split(batch):
             views = [part.to(device)]
             views += [views[0].flip(-1)] if mirror else []
-            with autocast(device, precision):
+            with autocast(device, precision), _whole_float32(precision):
                 found = [network(network.standardize(v)) for v in views]
             scores.append(sum(found) / len(found))
     finally:
@@ -668,6 +685,11 @@ def read_checkpoint(
     return None
 
 
+_STATE = set(
+    "seed recipe config data step seconds precisions device".split()
+)
+
+
 def _read(path):
     from safetensors import safe_open
     from safetensors.torch import load_file
@@ -682,6 +704,10 @@ def _read(path):
         about = json.loads(file.metadata()["hcnn-training"])
     if about["step"] != _step(path):
         raise ValueError(f"it says that it is of step {about['step']}")
+    if missing := _STATE - about.keys():
+        raise ValueError(
+            f"it does not say its {', '.join(sorted(missing))}"
+        )
     return *(load_file(path / name) for name in names), about
 
 
@@ -783,7 +809,7 @@ class Journal:
             )
 
     def add(self, row: dict) -> None:
-        """Write a row everywhere."""
+        """Write a row."""
         self.rows.append(row)
         if self.file:
             self.file.write(f"{json.dumps(row)}\n")
@@ -791,6 +817,9 @@ class Journal:
         if self.board:
             for name in row.keys() - {"step", "end"}:
                 self.board.add_scalar(name, row[name], row["step"])
+
+    def tell(self, row: dict) -> None:
+        """Call the callbacks."""
         for callback in self.callbacks:
             callback(row)
 
@@ -953,8 +982,10 @@ def _about(network, data, recipe, test, seed, folder):
 
 def _same_run(path, ours, about):
     """Refuse the checkpoint of another run, naming what differs."""
-    found = differences(ours, {key: about.get(key) for key in ours})
-    if found:
+    pair = [{key: own.get(key) for key in ours} for own in (ours, about)]
+    for own in pair:  # the name of a folder of images may have changed
+        own["data"] = {k: v for k, v in own["data"].items() if k != "name"}
+    if found := differences(*pair):
         raise ValueError(
             f"Trainer: {path} belongs to another run: {'; '.join(found)}; "
             "expected the same; give another folder"
@@ -1143,6 +1174,10 @@ def _check(network, data, recipe, test, ranks):
             f"network with classes={max(2, len(names))}"
         )
     for own in (data, test) if test is not None else (data,):
+        if not len(own):
+            raise ValueError(
+                f"Trainer: {own.name} has no image; expected one at least"
+            )
         low, high = own.labels.min().item(), own.labels.max().item()
         if not 0 <= low <= high < classes:
             raise ValueError(
@@ -1166,9 +1201,9 @@ def _check(network, data, recipe, test, ranks):
             f"Trainer: a batch of {recipe.batch} for {ranks} processes; "
             f"expected a multiple of {ranks}; change the recipe's batch"
         )
-    first = data.images[:1].cpu()
-    Augment(recipe.shift)(first)  # is the shift smaller than the image?
-    network.standardize(first)  # has the network moments of these colours?
+    Augment(recipe.shift)(data.images[:1].cpu())  # is the shift too large?
+    for own in (data, test) if test is not None else (data,):
+        network.standardize(own.images[:1].cpu())  # are these its colours?
 
 
 # %% ../book/08-training.ipynb #b37ebd07
@@ -1227,7 +1262,7 @@ class _Learner:
         self.test, self.tested = test, (None, None)
         self.n, self.steps = len(data), total_steps(recipe, len(data))
         self.step, self.seconds, self.losses = 0, 0.0, []
-        self.began, self.parallel, self.device = 0, None, device
+        self.parallel, self.device = None, device
         network.to(device)
         self.images = data.images.to(device)
         self.labels = data.labels.to(device)
@@ -1270,7 +1305,6 @@ class _Learner:
                     dist.broadcast(tensor, 0)
             if self.parallel is None:
                 self.parallel = _parallel(self.network)
-        self.began = self.step
         self.losses.clear()
 
     def loss(self):
@@ -1285,7 +1319,7 @@ class _Learner:
             try:
                 scores = (self.parallel or self.network)(x)
             except ValueError as error:
-                if self.step == self.began:
+                if self.step == 0:
                     raise
                 # all batches have one shape, so it is about their values
                 raise FloatingPointError(
@@ -1378,6 +1412,7 @@ class _Kept:
     def add(self, row):
         with _writing("the log", self.folder):
             self.journal.add(row)
+        self.journal.tell(row)
 
     def save(self, learner):
         """A checkpoint, if there is a folder and all is finite."""
@@ -1419,9 +1454,9 @@ def _finite(folder, learner):
         raise FloatingPointError(
             f"Trainer: {error}; expected finite numbers; "
             + (f"{kept[0]} is the last good checkpoint; " if kept else "")
-            + f"lower learning_rate ({learner.recipe.learning_rate:g}), warm "
-            "up longer, or set precision='float32' "
-            f"({learner.precision} here)"
+            + "begin another run with a lower learning_rate than "
+            f"{learner.recipe.learning_rate:g}, a longer warmup, or "
+            f"precision='float32' ({learner.precision} here)"
         ) from error
 
 
@@ -1519,6 +1554,10 @@ class Trainer:
     ):
         rank, ranks = place()
         _check(network, data, recipe, test, ranks)
+        if log_steps < 1:
+            raise ValueError(
+                f"Trainer: log_steps is {log_steps}; expected 1 or more"
+            )
         if tensorboard:
             _summary_writer()
             if folder is None:
@@ -1563,8 +1602,8 @@ class Trainer:
                 checkpoints alone; another process trains in it; or this is
                 a restart by torchrun, and it holds none.
             SystemExit: with status 143, if SIGTERM came during a run with
-                a folder, once all is saved: after the step, or after the
-                final evaluation. Of many processes all stop at the same
+                a folder, once all is saved: after the step, and at the
+                end of an epoch after its evaluation. Of many processes all stop at the same
                 step, at most ten later.
 
         Source: {ref}`sec-trainer`.

@@ -97,3 +97,24 @@ def no_shape_checks():
 def pytest_terminal_summary(terminalreporter, config):
     for line in getattr(config, "page_table", []):
         terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory):
+    """A folder of drawn shapes of three classes, 8 x 8 pixels each."""
+    from PIL import Image
+
+    from hcnn.data import shapes10
+
+    root = tmp_path_factory.mktemp("pictures")
+    for split, count in (("train", 60), ("test", 20)):
+        drawn = shapes10(count, 0, split)
+        for number, label in enumerate(drawn.labels.tolist()):
+            if label < 3:
+                folder = root / split / f"class {label}"
+                folder.mkdir(parents=True, exist_ok=True)
+                pixels = drawn.images[number, :, ::4, ::4].permute(1, 2, 0)
+                Image.fromarray(pixels.numpy()).save(
+                    folder / f"{number}.png"
+                )
+    return root

@@ -5,6 +5,7 @@ torchrun starts this file as a program: python … test_distributed.py FOLDER
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from hcnn import training
+from hcnn import cli, runs, training
 from hcnn.data import shapes10
 from hcnn.network import HCNN, preset
 from hcnn.training import Trainer, checkpoints, distributed, place, recipe
@@ -77,6 +78,7 @@ def torchrun(folder, *arguments, processes=2, restarts=0):
             OMP_NUM_THREADS="1",
             CUDA_VISIBLE_DEVICES="",
             PYTHONPATH=os.pathsep.join(paths),
+            PYTHONWARNINGS="error::FutureWarning:hcnn",
         ),
         capture_output=True,
         text=True,
@@ -154,6 +156,69 @@ def test_a_process_that_is_told_to_end_stops_all_at_one_step(tmp_path):
         assert (weights[key] - value).abs().max() < 1e-8, key
     rows = (tmp_path / "fused/log.jsonl").read_text().splitlines()
     assert any('"step": 10,' in row for row in rows)  # where all agreed
+
+
+def agent(*options, arguments):
+    """A torchrun that trains by the command line."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", *options,
+        "-m", "hcnn", "train", *arguments,
+    ]  # fmt: skip
+    return subprocess.Popen(
+        list(map(str, command)),
+        env=os.environ
+        | dict(
+            OMP_NUM_THREADS="1",
+            CUDA_VISIBLE_DEVICES="",
+            PYTHONWARNINGS="error::FutureWarning:hcnn",
+        ),
+        cwd=FILE.parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("machines", [1, 2])
+def test_the_command_line_trains_in_two_processes(
+    machines, pictures, tmp_path
+):
+    """Of one machine, or of two that meet at the address of the first."""
+    arguments = [
+        *("--data", pictures, "--epochs", 2, "--batch", 8, "--shift", 1),
+        *("--precision", "float32", "--K", 4, "--Q", 3),
+        *("--support", 1, 3, "--seeds", 0, 1, "--out"),
+    ]
+    if machines == 1:
+        options = ["--standalone", "--nproc-per-node", 2]
+    else:
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        options = [
+            *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-id", "own"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint"),
+            f"localhost:{port}",
+        ]
+    agents = [
+        agent(*options, arguments=[*arguments, tmp_path / "many"])
+        for _ in range(machines)
+    ]
+    told = [own.communicate(timeout=240)[0] for own in agents]
+    assert all(own.returncode == 0 for own in agents), told
+    assert "".join(told).count("finished; see hcnn evaluate") == 1, told
+    found = runs.read(tmp_path / "many")
+    assert found["processes"] == 2 and len(found["seeds"]) == 2
+    nodes = f"--nnodes {machines} --nproc-per-node {2 // machines}"
+    assert found["command"].startswith(f"torchrun {nodes} -m hcnn train")
+    cli.main(["train", *map(str, arguments), str(tmp_path / "one")])
+    for seed in (0, 1):
+        many, one = (
+            HCNN.load(runs.model_path(tmp_path / name, seed)).state_dict()
+            for name in ("many", "one")
+        )
+        for key, value in one.items():
+            assert (many[key] - value).abs().max() < 1e-3, key
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):

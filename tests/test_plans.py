@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import shutil
 import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
-from benchmarks import training
+from benchmarks import rate, training
 from hcnn import network, results, runs
 from hcnn.network import HCNN, load_pretrained, pretrained
 from hcnn.runtime import repository
@@ -51,7 +50,7 @@ def test_the_networks_of_the_tables_are_trained_the_modern_way_first():
         assert len(job.seeds) == 3
 
 
-def test_small_runs_see_150_000_images_and_differ_in_one_choice():
+def test_small_runs_are_of_three_epochs_and_differ_in_one_choice():
     jobs = {job.entry: job for job in training.small()}
     for name, job in jobs.items():
         run = job.run
@@ -110,12 +109,23 @@ def test_what_was_recorded_of_another_recipe_is_trained_anew(
     own = replace(first.run, recipe=replace(first.run.recipe, ema=0.5))
     other = first._replace(run=own)
     monkeypatch.setattr(training, "PLANS", {"two": lambda: [other]})
-    shutil.rmtree(tmp_path / "runs/dry" / NAMES[0])
     assert training.main(["two", "--dry"]) == 0
+    kept = tmp_path / "runs/dry" / f"{NAMES[0]}-old-1"
+    assert runs.read(kept)["recipe"]["ema"] == 0.999
     again = results.entries(NAMES[0], ledger)
     assert [e.data["recipe"]["ema"] for e in again] == [0.999, 0.5]
     assert training.main(["two", "--dry"]) == 0
     assert len(results.entries(NAMES[0], ledger)) == 2
+
+
+def test_an_entry_of_fewer_seeds_or_other_images_is_not_the_job(ledger):
+    assert training.main(["two", "--dry", "--only", NAMES[0]]) == 0
+    job = training.dry(next(two()))
+    assert training.recorded(job, ledger)
+    assert not training.recorded(job._replace(seeds=(0, 1)), ledger)
+    for change in (dict(validation=5), dict(data="cifar100")):
+        other = job._replace(run=replace(job.run, **change))
+        assert not training.recorded(other, ledger)
 
 
 def test_a_part_of_a_plan(ledger):
@@ -127,7 +137,7 @@ def test_a_part_of_a_plan(ledger):
 
 def test_without_a_gpu_it_says_what_can_be_done(capsys):
     with pytest.raises(SystemExit):
-        training.main(["full"])
+        training.main(["full", "--device", "cpu"])
     assert "needs a GPU" in capsys.readouterr().err
 
 
@@ -200,3 +210,16 @@ def test_what_ships_is_what_its_entry_of_the_ledger_says():
         assert content == runs.model_path(place, row["seed"]).read_bytes()
         assert about["sha256"] == hashlib.sha256(content).hexdigest()
         assert about["accuracy"] == row["accuracy"]
+
+
+# the rate -------------------------------------------------------------------
+
+
+def test_the_rate_of_the_trainer_is_measured_against_the_bare_step():
+    found = rate.measure(rounds=3, steps=2, batch=2)
+    assert len(found["rates"]) == 2  # the first round is left out
+    shares = [whole / step for step, whole in found["rates"]]
+    assert found["trainer_of_step"] == pytest.approx(sum(shares) / 2)
+    assert found["batch"] == 2 and found["model"] == "hcnn8-shapes10"
+    assert all(value > 0 for pair in found["rates"] for value in pair)
+    assert json.loads(json.dumps(found))["rates"]

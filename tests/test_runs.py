@@ -3,15 +3,14 @@
 import json
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import pytest
 import torch
-from PIL import Image
 
-from hcnn import cli, results, runs
-from hcnn.data import load_dataset, shapes10
-from hcnn.network import HCNN, HCNNConfig
+from hcnn import cli, results, runs, runtime, training
+from hcnn.data import load_dataset
+from hcnn.network import HCNN, HCNNConfig, preset, pretrained
 from hcnn.training import Recipe, recipe
 
 TINY = recipe(
@@ -24,21 +23,15 @@ FLAGS = (
 ).split()
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """A folder of drawn shapes of three classes, 8 x 8 pixels each."""
-    root = tmp_path_factory.mktemp("pictures")
-    for split, count in (("train", 60), ("test", 20)):
-        drawn = shapes10(count, 0, split)
-        for number, label in enumerate(drawn.labels.tolist()):
-            if label < 3:
-                folder = root / split / f"class {label}"
-                folder.mkdir(parents=True, exist_ok=True)
-                pixels = drawn.images[number, :, ::4, ::4].permute(1, 2, 0)
-                Image.fromarray(pixels.numpy()).save(
-                    folder / f"{number}.png"
-                )
-    return root
+@pytest.fixture(scope="module", autouse=True)
+def on_the_cpu():
+    """What is compared bit for bit does not run on a GPU."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (runtime, training):
+            patch.setattr(
+                module, "best_device", lambda: torch.device("cpu")
+            )
+        yield
 
 
 def a_run(pictures, **changes):
@@ -77,6 +70,71 @@ def test_a_run_keeps_a_network_and_a_row_for_each_seed(finished, pictures):
     assert one.class_names == ("class 0", "class 1", "class 2")
     assert not torch.equal(one.W3.attribute, other.W3.attribute)
     assert done["environment"]["packages"]["torch"]
+
+
+def test_each_seed_says_where_it_ended_and_how_long_it_took(
+    finished, pictures, tmp_path
+):
+    for row in finished[1]["seeds"]:
+        assert row["environment"]["threads"] == torch.get_num_threads()
+        assert row["device"] == "cpu" and row["processes"] == 1
+        assert row["command"] == "hcnn"
+        assert row["wall_seconds"] > row["seconds"]
+    run = a_run(pictures)
+    while not (done := runs.train(run, tmp_path, minutes=0.0)):
+        pass
+    assert done["seeds"][0]["wall_seconds"] is None  # in pieces
+
+
+def test_a_record_that_cannot_be_written_says_what_to_do(
+    pictures, tmp_path, monkeypatch
+):
+    real = runtime.write
+
+    def full(path, content, function="write"):
+        if path.name == "run.json":
+            raise OSError(28, "No space left on device")
+        return real(path, content, function)
+
+    run = a_run(pictures)
+    monkeypatch.setattr(runtime, "write", full)
+    with pytest.raises(OSError, match=r"run\.json .* is whole: make room"):
+        runs.train(run, tmp_path, progress=False)
+    monkeypatch.undo()
+    done = runs.train(run, tmp_path, progress=False)
+    assert done["seeds"][0]["finished"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(
+            name,
+            marks=[pytest.mark.cifar] * about["data"].startswith("cifar"),
+        )
+        for name, about in pretrained().items()
+    ],
+)
+def test_a_network_that_ships_finds_what_its_entry_says(name):
+    """On the whole test set."""
+    entry = runtime.repository() / "results" / pretrained()[name]["entry"]
+    rows = runs.evaluate_run(entry)
+    for row in rows:
+        apart = abs(row["correct"] - row["recorded"])
+        assert apart <= row["may_differ"], row
+    assert rows
+
+
+def test_the_first_run_of_a_new_user_is_quick_and_good():
+    """Of the recipe and the network as they are now."""
+    entry = results.newest("train-hcnn8-shapes10-quick")
+    assert entry["recipe"] == json.loads(
+        json.dumps(asdict(recipe("quick")))
+    )
+    assert HCNNConfig(**entry["config"]) == preset("hcnn8-shapes10")
+    (row,) = entry["seeds"]
+    assert row["accuracy"] >= 0.9 and row["wall_seconds"] < 180
+    assert row["environment"]["threads"] <= 2
 
 
 def test_a_seed_gives_one_network(finished, pictures, tmp_path):
@@ -392,6 +450,23 @@ def test_what_cannot_be_done_is_said_in_a_line(
     assert caught.value.code == 2 and out == ""
     assert words in err and err.count("\n") == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_data_set_the_one_that_is_taken_is_named(
+    capsys, monkeypatch
+):
+    asked = []
+
+    def train(run, *_, **__):
+        asked.append(run.data)
+
+    monkeypatch.setattr(runs, "train", train)
+    for named in ([], ["--data", "shapes10"]):
+        with pytest.raises(SystemExit):  # it is not finished
+            cli.main(["train", *named])
+    assert asked == ["shapes10", "shapes10"]
+    out = capsys.readouterr().out
+    assert out.count("no --data named: using shapes10, drawn images") == 1
 
 
 def test_under_torchrun_each_process_has_its_device(capsys, monkeypatch):

@@ -113,6 +113,7 @@ def whole():
         dict(schedule="steps", milestones=(1.0,), factors=(0.0,)),
         dict(schedule="steps", milestones=(1.0,), factors=(math.inf,)),
         dict(schedule="steps", milestones=("1",), factors=(0.1,)),
+        dict(milestones=1.0, schedule="steps"),
         dict(warmup=1.5),
         dict(final=-0.1),
         dict(momentum=1.0),
@@ -397,6 +398,17 @@ def test_a_run_in_pieces_equals_one(whole, tmp_path):
         result["history"], whole[1]["history"], strict=True
     ):
         assert one == pytest.approx(two, rel=1e-12)
+
+
+def test_in_bf16_a_run_in_pieces_equals_one_too(tmp_path):
+    own = replace(BRIEF, precision="bf16")
+    once, _ = train(recipe=own)
+    for _ in range(8):
+        network, result = train(
+            tmp_path, recipe=own, run=dict(stop_after=0.0)
+        )
+    assert result["finished"] and result["precision"] == "bf16"
+    assert equal(weights(network), weights(once))
 
 
 def test_pieces_in_memory_go_on_too(whole):
@@ -1045,6 +1057,56 @@ def test_the_error_names_the_step_that_went_wrong(monkeypatch, engine):
     trainer = Trainer(network, data, own, progress=False, device="cpu")
     with pytest.raises(FloatingPointError, match=r"step 7 .*learning_rate"):
         trainer.run()
+
+
+def test_a_run_that_diverged_says_so_again(tmp_path):
+    """It goes on from the last good checkpoint, and fails as before."""
+    wild = replace(BRIEF, learning_rate=1e30, warmup=0.0)
+    words = r"step \d+.*last good checkpoint; begin another run"
+    for _ in range(2):
+        with pytest.raises(FloatingPointError, match=words):
+            train(tmp_path, recipe=wild, save_minutes=0.0)
+
+
+@pytest.mark.parametrize("key", ["device", "precisions", "seconds"])
+def test_a_checkpoint_that_does_not_say_all_is_damaged(tmp_path, key):
+    train(tmp_path, save_minutes=0.0, run=dict(stop_after=0.0))
+    _, _, state, about = read_checkpoint(tmp_path)
+    network = HCNN.load(checkpoints(tmp_path)[-1] / "model.safetensors")
+    del about[key]
+    about["step"] = 2
+    write_checkpoint(tmp_path, network, state, about)
+    with pytest.warns(UserWarning, match=f"does not say its {key}"):
+        path, *_ = read_checkpoint(tmp_path)
+    assert path == checkpoints(tmp_path)[-2]
+
+
+def test_an_error_of_a_callback_is_its_own():
+    def fails(row):
+        raise ConnectionRefusedError("no board")
+
+    with pytest.raises(ConnectionRefusedError, match=r"^no board$"):
+        train(callbacks=[fails])
+
+
+def test_a_data_set_may_be_renamed(tmp_path):
+    train(tmp_path, run=dict(stop_after=0.0))
+    _, result = train(tmp_path, data=replace(small(), name="another"))
+    assert result["finished"]
+
+
+def test_what_cannot_be_tested_is_refused_before_the_first_step(
+    tmp_path, no_shape_checks
+):
+    grey = small(20, "test")
+    grey = replace(grey, images=grey.images[:, :1].contiguous())
+    none = replace(grey, images=grey.images[:0], labels=grey.labels[:0])
+    for test, words in ((grey, "1 channel|colour"), (none, "no image")):
+        with pytest.raises(ValueError, match=words):
+            train(tmp_path / "run", test=test)
+    with pytest.raises(ValueError, match="log_steps is 0; expected 1"):
+        train(tmp_path / "run", log_steps=0)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_full_disk_leaves_the_checkpoints_before(tmp_path, whole):
