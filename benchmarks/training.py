@@ -21,7 +21,7 @@ from benchmarks.cells import ROOT
 from hcnn import results, runs
 from hcnn.data import Dataset, shapes10
 from hcnn.network import preset
-from hcnn.runtime import best_device
+from hcnn.runtime import best_device, keep_memory
 from hcnn.training import recipe
 
 UNFINISHED = 3
@@ -193,6 +193,7 @@ def main(arguments: list[str] | None = None) -> int:
     place = ROOT / "runs" / ("dry" if chosen.dry else "")
     ledger = place / "results" if chosen.dry else ROOT / "results"
     torch.backends.cudnn.benchmark = True
+    keep_memory()
     begin = time.monotonic()
     for job in PLANS[chosen.plan]():
         own = dry(job) if chosen.dry else job

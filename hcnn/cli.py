@@ -146,7 +146,7 @@ def train(
         record: of the entry to add to the project's ledger at the end.
         tensorboard: write event files into the folder, too.
     """
-    from . import runs
+    from . import runs, runtime
     from .training import distributed, place
     from .training import recipe as known
 
@@ -166,6 +166,7 @@ def train(
     title = Path(data).name if data not in runs.NAMED else None
     name = "-".join(filter(None, (model, title, recipe)))
     folder = out or Path("runs", name)
+    runtime.keep_memory()
     with distributed() as best:
         done = runs.train(
             runs.Run(

@@ -1,5 +1,6 @@
 """Seeds, devices, precision, ranks, whole files, the record of a machine."""
 
+import ctypes
 import datetime
 import functools
 import os
@@ -77,6 +78,28 @@ def _bf16_is_faster(device: torch.device) -> bool:
                 if trial:  # the first warms up
                     best[dtype] = min(seconds, best.get(dtype, seconds))
     return best[torch.float32] >= 1.2 * best[torch.bfloat16]
+
+
+def keep_memory() -> bool:
+    """Have this process keep the memory of arrays that are freed.
+
+    glibc gives large arrays back to the system, and a training step that
+    asks for them again pays for each page: a quarter of the time on some
+    machines. The process then holds the most it ever needed.
+
+    Returns:
+        Whether there is a glibc that was told so.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library
+        return False
+    options = {
+        -4: 0,  # M_MMAP_MAX: large arrays come from the heap, too
+        -1: 2**31 - 1,  # M_TRIM_THRESHOLD: its end is not given back
+        -2: 2**29,  # M_TOP_PAD: and grows by so many bytes
+    }
+    return all([mallopt(*option) for option in options.items()])
 
 
 def kind_of_device(device: str | torch.device) -> str:

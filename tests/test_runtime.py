@@ -74,6 +74,38 @@ def test_the_precision_is_the_one_asked_for():
         assert (x @ x).dtype == torch.float64
 
 
+FAULTS = """
+import resource, sys, torch
+from hcnn.runtime import keep_memory
+
+assert len(sys.argv) == 1 or keep_memory()
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+arrays = lambda: [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
+arrays()
+before = faults()
+for _ in range(10):
+    arrays()
+print(faults() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_memory_that_is_kept_is_not_asked_for_again():
+    """10 times 64 MiB are 160,000 pages of 4 KiB, or 320 of 2 MiB."""
+    usual, kept = (
+        int(
+            subprocess.run(
+                [sys.executable, "-c", FAULTS, *told],
+                capture_output=True,
+                text=True,
+                check=True,
+            ).stdout
+        )
+        for told in ([], ["keep"])
+    )
+    assert kept < usual / 4, (kept, usual)
+
+
 def test_the_kind_of_device_says_what_its_arithmetic_is(monkeypatch):
     can = dict(avx512_bf16=True, amx_tile=False)
     monkeypatch.setattr(runtime, "_supports", can.get)
