@@ -345,6 +345,7 @@ def test_translate_leaves_out_the_image_itself_and_bears_copies(
         ])  # fmt: skip
         told = capsys.readouterr().out
         assert ("distance 0.00" in told) == bool(copies), told
+        assert ("no image is near" in told) != bool(copies), told
         assert "in units of" not in told  # two images are equal
 
 
