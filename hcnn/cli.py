@@ -424,6 +424,7 @@ def translate(
     found = translated_neighbours(index, array, taus, exclude=exclude)
     near, far = found.indices[0, :, 0], found.distances[0, :, 0]
     small = small_distance(index, share)
+    near_by = max(small, 1e-5 * array.norm().item())  # equal but rounding
     print(
         f"{model}, {len(images):,} images of {images.name}, depth {depth}"
     )
@@ -431,7 +432,7 @@ def translate(
         taus, near.tolist(), far.tolist(), strict=True
     ):
         name = images.class_names[images.labels[which]]
-        note = "" if distance <= small else ", not small: no image is near"
+        note = "" if distance <= near_by else ", not small: no image is near"
         print(
             f"tau {t}: {name}, image {which}, distance "
             f"{distance / (small or 1.0):.2f}{note}"
