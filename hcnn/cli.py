@@ -432,7 +432,9 @@ def translate(
         taus, near.tolist(), far.tolist(), strict=True
     ):
         name = images.class_names[images.labels[which]]
-        note = "" if distance <= near_by else ", not small: no image is near"
+        note = (
+            "" if distance <= near_by else ", not small: no image is near"
+        )
         print(
             f"tau {t}: {name}, image {which}, distance "
             f"{distance / (small or 1.0):.2f}{note}"
