@@ -1603,8 +1603,8 @@ class Trainer:
                 a restart by torchrun, and it holds none.
             SystemExit: with status 143, if SIGTERM came during a run with
                 a folder, once all is saved: after the step, and at the
-                end of an epoch after its evaluation. Of many processes all stop at the same
-                step, at most ten later.
+                end of an epoch after its evaluation. Of many processes
+                all stop at the same step, at most ten later.
 
         Source: {ref}`sec-trainer`.
         """
