@@ -238,7 +238,8 @@ def environment() -> dict:
         date (UTC), hardware (the processor's name), system, cores (those
         this process may use), threads (those torch uses), capability (of
         the processor, as torch uses it), amx and avx512_bf16 (None where
-        torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None without), python, packages (versions, None
+        torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
+        without), python, packages (versions, None
         if missing), commit and dirty (of the project but for runs/, None
         outside of its repository).
     """

@@ -283,6 +283,10 @@ def test_the_same_machine_must_find_the_same(finished, monkeypatch):
     monkeypatch.setattr(runs.runtime, "environment", lambda: here)
     (first, _) = runs.evaluate_run(finished[0])
     assert first["may_differ"] == runs.APART
+    here = runs.runtime.environment() | dict(avx512_bf16="another")
+    here["hardware"] = finished[1]["environment"]["hardware"]
+    (first, *_) = runs.evaluate_run(finished[0])
+    assert first["may_differ"] == runs.APART
 
 
 def test_a_run_is_recorded_once(finished, tmp_path):
