@@ -24,6 +24,7 @@ from safetensors.torch import save_file
 
 from benchmarks.cells import ROOT
 from hcnn import results, runs, runtime
+from hcnn.axes import H_AXIS, W_AXIS
 from hcnn.data import redraw
 from hcnn.training import evaluate
 from hcnn.translations import (
@@ -54,6 +55,7 @@ from hcnn.translations import (
 
 SHARES = (0.5, 0.9, 1.0)  # for what is called a small distance
 PROBED = 20_000  # training images that a linear probe learns from
+STEPS = 1000  # at most, until a probe has converged
 PICTURED = 3, 5, 7, 9, 11
 WITH_PICTURES = "hcnn-cifar10-periodic"  # no other stores photographs
 ENOUGH = 0.8  # accuracy, for pictures of what a network has learned
@@ -199,34 +201,72 @@ class Study:
         return dict(small=small, moves=moves)
 
     def probes(self):
-        """Test accuracy by position, network, classifier and depth."""
-        found = {position: {} for position in POSITIONS}
+        """Test accuracy by what is read, network, classifier and depth."""
+        found = {}
         labels = self.train.labels[:PROBED]
-        for position in POSITIONS:
-            # at the centre there are arrays of all images
-            first = None if position == "centre" else PROBED
+        for position in (*POSITIONS, "layer"):
+            found[position] = {}
             for which in ("trained", "untrained"):
-                ours = self.folder(which, "train", position, first)
-                theirs = self.folder(which, "test", position)
+                known, asked = (
+                    self.read(which, split, position)
+                    for split in ("train", "test")
+                )
                 rows = {"linear probe": [], "nearest neighbour": []}
                 for depth in DEPTHS:
-                    index, test = (
-                        open_index(own, depth, 1) for own in (ours, theirs)
-                    )
-                    known = index[torch.arange(len(labels))]
-                    queries = test[torch.arange(len(test))]
+                    own, queries = known(depth)[: len(labels)], asked(depth)
                     rows["linear probe"].append(
                         linear_probe(
-                            known, labels, queries, self.test.labels
+                            own,
+                            labels,
+                            queries,
+                            self.test.labels,
+                            steps=STEPS,
                         )
                     )
-                    near = ArrayIndex(known, 1).search(queries).indices
+                    near = ArrayIndex(own, 1).search(queries).indices
                     right = labels[near[:, 0]] == self.test.labels
                     rows["nearest neighbour"].append(
                         right.double().mean().item()
                     )
                 found[position][which] = rows
         return found
+
+    def read(self, which, split, position):
+        """What a probe reads, a function of the depth.
+
+        The arrays at the centre or their mean over all positions; or that
+        mean of the whole layer, v_(j-2) in place: (n, a * b, c).
+        """
+        if position == "layer":
+            return self.pooled(which, split).__getitem__
+        # at the centre there are arrays of all images
+        few = split == "train" and position != "centre"
+        folder = self.folder(
+            which, split, position, PROBED if few else None
+        )
+
+        def arrays(depth):
+            index = open_index(folder, depth, 1)
+            return index[torch.arange(len(index))]
+
+        return arrays
+
+    @torch.no_grad()
+    def pooled(self, which, split):
+        """By depth the mean of x_j over all positions."""
+        network = {"trained": self.network, "untrained": self.twin}[which]
+        images = {
+            "train": self.train.images[:PROBED],
+            "test": self.test.images,
+        }[split]
+        found = {depth: [] for depth in DEPTHS}
+        for own in images.split(250):
+            x = network.layer(network.standardize(own), 2)
+            for depth in DEPTHS:
+                x = network.step(x, depth)
+                mean = x.mean((H_AXIS, W_AXIS)).flatten(1, 2)
+                found[depth].append(mean)
+        return {depth: torch.cat(own) for depth, own in found.items()}
 
     def properties(self):
         """Of both parts: known factors, or what is measured."""

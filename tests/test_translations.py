@@ -701,6 +701,21 @@ def test_the_error_of_a_share_counts_a_query_once():
     assert share_error(every, every) == share_error(none, none) == 0
 
 
+def test_pooled_layers_sum_to_the_arrays_of_all_positions(tmp_path):
+    from benchmarks.translations import Study
+
+    parts = shapes10(60), shapes10(20, 0, "test")
+    network = load_pretrained("hcnn8-shapes10-periodic")
+    asked = Study(network, *parts, 20, tmp_path)
+    for which, split in (("trained", "train"), ("untrained", "test")):
+        arrays = asked.read(which, split, "mean")
+        layers = asked.read(which, split, "layer")
+        for depth in own.DEPTHS:
+            layer = layers(depth).unflatten(1, (-1, 4))
+            assert layer.shape[1] == 2
+            assert_close(layer.sum(1), arrays(depth))
+
+
 def test_a_study_is_of_the_network_that_ships():
     """Else a page's cells and its figures would be of two networks."""
     studied = 0
@@ -791,5 +806,7 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
     assert properties == {*FACTORS, "class"}
     assert all(0.1 <= row["p"] <= 1 for row in found["dependence"])
     assert set(found["explained"]) == set(own.AMOUNTS)
-    deep = found["probes"]["mean"]["trained"]["linear probe"]
-    assert len(deep) == 9 and deep[-1] > deep[0]
+    assert set(found["probes"]) == {"centre", "mean", "layer"}
+    for read in ("mean", "layer"):
+        deep = found["probes"][read]["trained"]["linear probe"]
+        assert len(deep) == 9 and deep[-1] > deep[0]
