@@ -42,6 +42,7 @@ from hcnn.translations import (
     moved_arrays,
     network_digest,
     open_index,
+    other_orders,
     permutation_test,
     property_change,
     quantile_labels,
@@ -55,7 +56,6 @@ from hcnn.translations import (
 
 SHARES = (0.5, 0.9, 1.0)  # for what is called a small distance
 PROBED = 20_000  # training images that a linear probe learns from
-STEPS = 1000  # at most, until a probe has converged
 PICTURED = 3, 5, 7, 9, 11
 WITH_PICTURES = "hcnn-cifar10-periodic"  # no other stores photographs
 ENOUGH = 0.8  # accuracy, for pictures of what a network has learned
@@ -129,13 +129,45 @@ class Study:
         )
         return queries, *self.found(which, split, depth, 2, queries)
 
+    def reordered(self, split, depth):
+        """What is found where all images have the rows in one other order.
+
+        It is drawn for each translation, 0 among them. Distances are in
+        units of a small one among such arrays: how far a query has moved,
+        and how far it is from what is found.
+        """
+        known, asked = (
+            open_index(self.folder("trained", own), depth, 1)
+            for own in ("train", split)
+        )
+        known = known[torch.arange(len(known))]
+        asked = asked[torch.arange(self.n)]
+        exclude = torch.arange(self.n) if split == "train" else None
+        columns = []
+        for tau in range(asked.shape[1]):
+            rows = other_orders(1, asked.shape[1], tau, runtime.rng(tau))[0]
+            index = ArrayIndex(known[:, rows])
+            plain = smooth_attribute(asked[:, rows])
+            queries = translate_attribute(plain, tau)
+            found = index.search(queries, exclude=exclude)
+            scale = small_distance(index)
+            columns.append(
+                (
+                    (queries - plain).norm(dim=(1, 2)) / scale,
+                    found.distances[:, 0] / scale,
+                    found.indices[:, 0],
+                )
+            )
+        return [torch.stack(own, 1) for own in zip(*columns, strict=True)]
+
     def claim(self):
         """By split, way and depth how often the class is the same."""
         claim = {}
         for split, data in (("train", self.train), ("test", self.test)):
             labels = data.labels[: self.n, None]
             ways = (*self.moves, "untrained")
-            claim[split] = {how: {} for how in ("nothing", "mean", *ways)}
+            others = "nothing", "mean", "reordered"
+            claim[split] = {how: {} for how in (*others, *ways)}
             for depth in DEPTHS:
                 same = {}
                 for how in ways:
@@ -149,6 +181,8 @@ class Study:
                     "trained", split, depth, rows, alone[:, None]
                 )
                 same["mean"] = self.train.labels[found] == labels
+                *_, found = self.reordered(split, depth)
+                same["reordered"] = self.train.labels[found] == labels
                 same["nothing"] = same["translated"][:, :1]
                 ours = mean_over_taus(same["translated"])
                 for how, own in same.items():
@@ -174,7 +208,9 @@ class Study:
                     "trained", "test", depth, how
                 )
                 far = (queries - plain)[:, 1:].norm(dim=(2, 3))
-                again = found[:, 1:] == found[:, :1]
+                if how == "translated":
+                    plainly = found[:, :1]
+                again = found[:, 1:] == plainly
                 moves[depth][how] = dict(
                     moved=medians(far / scale[0.9]),
                     found=medians(distances[:, 1:] / scale[0.9]),
@@ -185,8 +221,8 @@ class Study:
                 if how == "translated":
                     parts["nothing"] = same[:, :1], distances[:, :1]
                     # what the queries whose translates are near find at 0
-                    plainly = same[:, :1].expand_as(same[:, 1:])
-                    parts["nothing there"] = plainly, distances[:, 1:]
+                    there = same[:, :1].expand_as(same[:, 1:])
+                    parts["nothing there"] = there, distances[:, 1:]
                 for name, (right, far) in parts.items():
                     for share in SHARES:
                         close = far <= scale[share]
@@ -198,6 +234,10 @@ class Study:
                             close.numel(),
                             share_error(both, close),
                         ]
+            moved, distances, _ = self.reordered("test", depth)
+            moves[depth]["reordered"] = dict(
+                moved=medians(moved[:, 1:]), found=medians(distances[:, 1:])
+            )
         return dict(small=small, moves=moves)
 
     def probes(self):
@@ -211,18 +251,21 @@ class Study:
                     self.read(which, split, position)
                     for split in ("train", "test")
                 )
-                rows = {"linear probe": [], "nearest neighbour": []}
+                rows = {
+                    name: []
+                    for name in (
+                        "linear probe",
+                        "gradient left",
+                        "nearest neighbour",
+                    )
+                }
                 for depth in DEPTHS:
                     own, queries = known(depth)[: len(labels)], asked(depth)
-                    rows["linear probe"].append(
-                        linear_probe(
-                            own,
-                            labels,
-                            queries,
-                            self.test.labels,
-                            steps=STEPS,
-                        )
+                    probe = linear_probe(
+                        own, labels, queries, self.test.labels
                     )
+                    rows["linear probe"].append(probe.accuracy)
+                    rows["gradient left"].append(probe.gradient)
                     near = ArrayIndex(own, 1).search(queries).indices
                     right = labels[near[:, 0]] == self.test.labels
                     rows["nearest neighbour"].append(

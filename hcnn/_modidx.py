@@ -1001,10 +1001,6 @@ d = {
                 "08-training.html#_verdict",
                 "hcnn/training.py",
             ),
-            "hcnn.training._whole_float32": (
-                "08-training.html#_whole_float32",
-                "hcnn/training.py",
-            ),
             "hcnn.training._writing": (
                 "08-training.html#_writing",
                 "hcnn/training.py",
@@ -1115,6 +1111,10 @@ d = {
                 "10-translations.html#found",
                 "hcnn/translations.py",
             ),
+            "hcnn.translations.Probe": (
+                "10-translations.html#probe",
+                "hcnn/translations.py",
+            ),
             "hcnn.translations._Stored": (
                 "10-translations.html#_stored",
                 "hcnn/translations.py",
@@ -1199,8 +1199,8 @@ d = {
                 "10-translations.html#_mean",
                 "hcnn/translations.py",
             ),
-            "hcnn.translations._other_orders": (
-                "10-translations.html#_other_orders",
+            "hcnn.translations._rounded": (
+                "10-translations.html#_rounded",
                 "hcnn/translations.py",
             ),
             "hcnn.translations._warn_of_borders": (
@@ -1249,6 +1249,10 @@ d = {
             ),
             "hcnn.translations.open_index": (
                 "10-translations.html#open_index",
+                "hcnn/translations.py",
+            ),
+            "hcnn.translations.other_orders": (
+                "10-translations.html#other_orders",
                 "hcnn/translations.py",
             ),
             "hcnn.translations.permutation_test": (

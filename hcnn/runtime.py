@@ -8,7 +8,8 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -56,6 +57,30 @@ def autocast(
     if precision == "auto":
         short = _bf16_is_faster(device)
     return torch.autocast(device.type, torch.bfloat16, enabled=short)
+
+
+@contextmanager
+def whole_float32(precision: str) -> Iterator[None]:
+    """Convolutions of a GPU that are float32's, and the same each time.
+
+    Unless told not to, a GPU rounds what such a convolution multiplies
+    (TF32), and may choose its algorithm by a clock.
+
+    Args:
+        precision: what `autocast` was given; but for "float32" nothing is
+            changed.
+    """
+    cudnn, wanted = torch.backends.cudnn, {}
+    if precision == "float32":
+        wanted = dict(allow_tf32=False, benchmark=False, deterministic=True)
+    before = {name: getattr(cudnn, name) for name in wanted}
+    try:
+        for name, value in wanted.items():
+            setattr(cudnn, name, value)
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(cudnn, name, value)
 
 
 @functools.cache

@@ -76,6 +76,7 @@ from hcnn.runtime import (
     best_device,
     kind_of_device,
     rng,
+    whole_float32,
     write,
 )
 
@@ -461,18 +462,6 @@ def judge(
 
 
 # %% ../book/08-training.ipynb #1994fb86
-@contextmanager
-def _whole_float32(precision):
-    """GPUs round what a float32 convolution multiplies, unless told not to."""
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32
-    cudnn.allow_tf32 = before and precision != "float32"
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32 = before
-
-
 @torch.no_grad()
 def predict(
     network: nn.Module,
@@ -502,7 +491,7 @@ def predict(
         for part in images.split(batch):
             views = [part.to(device)]
             views += [views[0].flip(-1)] if mirror else []
-            with autocast(device, precision), _whole_float32(precision):
+            with autocast(device, precision), whole_float32(precision):
                 found = [network(network.standardize(v)) for v in views]
             scores.append(sum(found) / len(found))
     finally:

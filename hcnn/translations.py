@@ -24,6 +24,8 @@ __all__ = [
     "open_index",
     "translated_neighbours",
     "moved_arrays",
+    "other_orders",
+    "Probe",
     "linear_probe",
     "mutual_information",
     "quantile_labels",
@@ -59,7 +61,7 @@ from .axes import A_AXIS, H_AXIS, W_AXIS, check_axes, check_choice
 from .conv5d import layer_sizes
 from .data import Dataset
 from .network import HCNN, Cascade
-from .runtime import autocast, best_device, rng, write
+from .runtime import autocast, best_device, rng, whole_float32, write
 from .training import data_digest
 
 # %% ../book/10-translations.ipynb #fe8f7906
@@ -284,10 +286,18 @@ class Found(NamedTuple):
 _FACTORS = {"highest": 0.0, "high": 2.0**-9, "medium": 2.0**-7}
 
 
+def _rounded():
+    """The most that PyTorch may round factors by, as it is set now."""
+    try:
+        return _FACTORS[torch.get_float32_matmul_precision()]
+    except RuntimeError:  # set by device, in its newer way
+        return max(_FACTORS.values())
+
+
 def _margin(queries, largest, smooth):
     """Twice the error of a square that a matrix product computes."""
     size = queries.shape[1] + 2 * smooth + 16
-    unit = size * 2.0**-24 + _FACTORS[torch.get_float32_matmul_precision()]
+    unit = size * 2.0**-24 + _rounded()
     tiny = size * torch.finfo(torch.float32).tiny  # below it all is lost
     return 2 * (unit * (queries.norm(dim=1) + largest) ** 2 + tiny)
 
@@ -711,7 +721,7 @@ def _write_arrays(network, data, folder, position, precision, batch, tell):
         for start in range(0, len(data), batch):
             images = data.images[start : start + batch].to(device)
             x = network.standardize(images)
-            with autocast(device, precision):
+            with autocast(device, precision), whole_float32(precision):
                 found = attribute_arrays(network, x, position=position)
             for depth, arrays in found.items():
                 arrays = arrays.float().cpu().numpy().astype("<f4")
@@ -951,7 +961,7 @@ def moved_arrays(
     if how == "translated":
         return moved
     if how == "shuffled":
-        order = _other_orders(n, b, tau, generator).to(arrays.device)
+        order = other_orders(n, b, tau, generator).to(arrays.device)
         order = order[:, :, None].expand_as(arrays)
         shuffled = translate_attribute(arrays.gather(1, order), tau)
         back = torch.empty_like(arrays).scatter(1, order, shuffled)
@@ -980,8 +990,19 @@ def _as_long(arrays, others):
     return arrays * (wanted / there.clamp(min=1e-30))
 
 
-def _other_orders(n, b, tau, generator):
-    """Random orders (n, b) in which a step of tau is no translation."""
+def other_orders(
+    n: int, b: int, tau: int, generator: torch.Generator
+) -> Int64[Tensor, "n b"]:
+    """Random orders of rows in which a step of tau is no translation.
+
+    Args:
+        n: number of orders.
+        b: rows, 4 or more: fewer have no other order.
+        tau: 0 to b - 1; with 0 any order will do.
+        generator: on the CPU.
+
+    Source: {ref}`sec-controls`.
+    """
     orders = torch.rand(n, b, generator=generator).argsort(1)
     while tau:
         steps = (orders.roll(-tau, 1) - orders) % b
@@ -994,6 +1015,18 @@ def _other_orders(n, b, tau, generator):
 
 
 # %% ../book/10-translations.ipynb #c99e8fe0
+class Probe(NamedTuple):
+    """What a linear classifier finds, and how well it has converged.
+
+    Attributes:
+        accuracy: the share of test arrays whose class is found.
+        gradient: the largest entry of the gradient that is left.
+    """
+
+    accuracy: float
+    gradient: float
+
+
 def linear_probe(
     arrays: Float[Tensor, "n b c"],
     labels: Int64[Tensor, " n"],
@@ -1001,8 +1034,8 @@ def linear_probe(
     test_labels: Int64[Tensor, " m"],
     *,
     decay: float = 1e-4,
-    steps: int = 300,
-) -> float:
+    steps: int = 1000,
+) -> Probe:
     r"""Accuracy of the best linear classifier of arrays.
 
     $$ \min_{A, e} \frac1n \sum_i -\log p_{f(x_i)}(A \tilde y_i + e)
@@ -1018,7 +1051,7 @@ def linear_probe(
             converges, and warns if it does not.
 
     Returns:
-        The share of test arrays whose class is found.
+        Accuracy and the gradient that is left.
 
     Raises:
         ValueError: arrays and labels that do not match.
@@ -1069,7 +1102,7 @@ def linear_probe(
         )
     with torch.no_grad():
         guess = F.linear(test, weight, bias).argmax(1).to(test_labels)
-    return (guess == test_labels).double().mean().item()
+    return Probe((guess == test_labels).double().mean().item(), left)
 
 
 # %% ../book/10-translations.ipynb #c1f2b842

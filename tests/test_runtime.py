@@ -90,6 +90,30 @@ print(faults() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
+def test_float32_is_whole_and_repeatable_and_what_was_set_comes_back():
+    cudnn = torch.backends.cudnn
+
+    def now():
+        return cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+
+    before = now()
+    try:
+        cudnn.benchmark = True
+        chosen = now()
+        for precision in ("bf16", "auto"):
+            with runtime.whole_float32(precision):
+                assert now() == chosen
+        with (
+            pytest.raises(KeyError),
+            runtime.whole_float32("float32"),
+        ):
+            assert now() == (False, False, True)
+            raise KeyError
+        assert now() == chosen
+    finally:
+        cudnn.benchmark = before[1]
+
+
 def test_memory_that_is_kept_is_not_asked_for_again():
     """10 times 64 MiB are 160,000 pages of 4 KiB, or 320 of 2 MiB."""
     usual, kept = (

@@ -259,6 +259,12 @@ def test_search_is_exact_where_factors_are_short(monkeypatch):
         torch.set_float32_matmul_precision(before)
     assert torch.equal(found.indices, expected)
 
+    def mixed():
+        raise RuntimeError("mix of the legacy and new APIs")
+
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
+    assert torch.equal(index.search(queries, 3).indices, expected)
+
 
 def test_many_equal_arrays_are_taken_in_portions(monkeypatch):
     monkeypatch.setattr(own, "_PAIRS", 100)
@@ -549,7 +555,8 @@ def test_a_probe_finds_the_optimum_and_ignores_scale(unchecked):
     scaled = own.linear_probe(
         1e3 * arrays + 7, labels, 1e3 * test + 7, wanted
     )
-    assert found == scaled and 0.7 < found < 1
+    assert found.accuracy == scaled.accuracy and 0.7 < found.accuracy < 1
+    assert 0 < found.gradient < 1e-3
     constant = arrays.clone()
     constant[:, 1] = 5
     own.linear_probe(constant, labels, test, wanted)
@@ -716,6 +723,32 @@ def test_pooled_layers_sum_to_the_arrays_of_all_positions(tmp_path):
             assert_close(layer.sum(1), arrays(depth))
 
 
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_rows_in_their_own_order_are_translated(
+    split, tmp_path, monkeypatch
+):
+    from benchmarks import translations as study
+
+    parts = shapes10(60), shapes10(20, 0, "test")
+    network = load_pretrained("hcnn8-shapes10-periodic")
+    asked = study.Study(network, *parts, 20, tmp_path)
+    moved, distances, found = asked.reordered(split, 7)
+    assert moved.shape == distances.shape == found.shape == (20, 4)
+    again = asked.moved("trained", split, 7, "translated")
+    assert (moved[:, 0] == 0).all() and not torch.equal(found, again[2])
+    monkeypatch.setattr(
+        study, "other_orders", lambda n, b, *_: torch.arange(b)[None]
+    )
+    moved, distances, found = asked.reordered(split, 7)
+    queries, expected, indices = again
+    index = own.open_index(asked.folder("trained", "train"), 7)
+    scale = own.small_distance(index)
+    far = (queries - queries[:, :1]).norm(dim=(2, 3))
+    assert_close(moved, far / scale, check_dtype=False)
+    assert_close(distances, expected / scale)
+    assert torch.equal(found, indices)
+
+
 def test_a_study_is_of_the_network_that_ships():
     """Else a page's cells and its figures would be of two networks."""
     studied = 0
@@ -745,7 +778,7 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
     assert found["translations"] == 3 and found["images"] == 300
     for split in ("train", "test"):
         claim = found["claim"][split]
-        controls = {"untrained", "mean", "nothing"}
+        controls = {"untrained", "mean", "nothing", "reordered"}
         assert set(claim) == {*own.MOVES, *controls} - {"phases"}
         for how, rows in claim.items():
             assert set(rows) == {str(depth) for depth in own.DEPTHS}
@@ -792,11 +825,12 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
             assert close == ours[depth][1]
         assert plainly != ours  # it is of what is found at τ = 0
     for rows in found["moves"].values():
-        assert set(rows) == set(own.MOVES) - {"phases"}
-        for kept in rows.values():
+        assert set(rows) == {*own.MOVES, "reordered"} - {"phases"}
+        for how, kept in rows.items():
             assert len(kept["moved"]) == len(kept["found"]) == 3
             assert all(0 < far for far in kept["moved"])
-            assert all(0 <= share <= 1 for share in kept["same_image"])
+            if how != "reordered":
+                assert all(0 <= share <= 1 for share in kept["same_image"])
         # an even translation goes farther, a step as far as its own
         one, two, three = rows["translated"]["moved"]
         assert one == pytest.approx(three) and two > 1.3 * one
