@@ -161,6 +161,20 @@ def recorded(job: Job, ledger) -> bool:
     )
 
 
+def command(job: Job) -> str:
+    """The `hcnn train` that repeats a job."""
+    run, known = job.run, vars(recipe(job.run.recipe_name))
+    words = dict(data=run.data, model=run.model, recipe=run.recipe_name)
+    words |= {k: v for k, v in vars(run.recipe).items() if v != known[k]}
+    words |= dict(run.changes, seeds=job.seeds)
+    words |= dict(validation=run.validation) if run.validation else {}
+    found = ["hcnn", "train"]
+    for name, value in words.items():
+        values = value if isinstance(value, tuple) else (value,)
+        found += ["--" + name.replace("_", "-"), *map(str, values)]
+    return " ".join(found)
+
+
 def make_room(job: Job, folder: Path) -> None:
     """Put the finished run of another recipe aside, under another name."""
     if not (folder / "run.json").exists() or same(job, runs.read(folder)):
@@ -211,7 +225,7 @@ def main(arguments: list[str] | None = None) -> int:
             own.seeds,
             minutes=left,
             device=chosen.device,
-            command=f"python -m benchmarks.training {chosen.plan}",
+            command=command(own),
             save_minutes=2.0,
             images=drawn(own) if chosen.dry else None,
         )

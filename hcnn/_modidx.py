@@ -889,6 +889,10 @@ d = {
                 "08-training.html#_batch",
                 "hcnn/training.py",
             ),
+            "hcnn.training._calmer": (
+                "08-training.html#_calmer",
+                "hcnn/training.py",
+            ),
             "hcnn.training._check": (
                 "08-training.html#_check",
                 "hcnn/training.py",

@@ -38,7 +38,7 @@ Saved = Annotated[Path, Positional, arg(metavar="FILE")]
 Written = Annotated[Path | None, _or("none", "FILE")]
 Number = Annotated[float | None, _or(OURS, "X")]
 Whole = Annotated[int | None, _or(OURS, "N")]
-Numbers = Annotated[tuple[float, ...] | None, _or(OURS, "X")]
+Numbers = Annotated[tuple[float, ...] | None, _or(OURS, "[X …]")]
 Switch = Annotated[bool | None, _or(OURS, "True|False")]
 
 
@@ -111,9 +111,13 @@ class ModelChanges:
 def train(
     *,
     data: Annotated[str | None, _or("shapes10", "NAME|FOLDER")] = None,
-    model: Annotated[str | None, _or("hcnn8-DATA", "PRESET")] = None,
+    model: Annotated[
+        str | None, _or("hcnn8-DATA, of a folder hcnn8-cifar10", "PRESET")
+    ] = None,
     recipe: str = "quick",
-    out: Annotated[Path | None, _or("runs/MODEL-RECIPE", "FOLDER")] = None,
+    out: Annotated[
+        Path | None, _or("runs/MODEL[-FOLDER]-RECIPE", "FOLDER")
+    ] = None,
     seeds: tuple[int, ...] = (0,),
     validation: int = 0,
     minutes: Annotated[float | None, _or("no limit", "X")] = None,
@@ -163,7 +167,11 @@ def train(
         if os.environ.get("RANK", "0") == "0":
             print("no --data named: using shapes10, drawn images")
     model = model or runs.default_model(data)
-    title = Path(data).name if data not in runs.NAMED else None
+    title = (
+        None
+        if data in runs.NAMED
+        else Path(data).expanduser().resolve().name
+    )
     name = "-".join(filter(None, (model, title, recipe)))
     folder = out or Path("runs", name)
     runtime.keep_memory()

@@ -447,9 +447,9 @@ def _cifar(name, split, root, download) -> Dataset:
     root = root or os.environ.get("HCNN_DATA")
     if not root:
         raise ValueError(
-            f"load_dataset: {name} needs a folder, and neither root nor "
-            "HCNN_DATA names one; give root='data', and download=True the "
-            "first time"
+            f"load_dataset: {name} needs a folder, and neither HCNN_DATA nor "
+            "root names one; set HCNN_DATA to the folder of its files; or, "
+            "in Python, give root='data', and download=True the first time"
         )
     root = Path(root).expanduser()
     datasets = torchvision().datasets

@@ -19,6 +19,7 @@ COMMANDS = {
     "bench": "make bench",
     "profile": "python -m benchmarks.profile",
     "tried": "python -m benchmarks.tried",
+    "rate": "python -m benchmarks.rate",
     "train": "hcnn train … --record NAME",
     "ablate": "python -m benchmarks.training small",
     "compare": "python -m benchmarks.training small",

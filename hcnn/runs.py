@@ -307,7 +307,7 @@ def read(folder: str | Path) -> dict:
     if not path.is_file():
         raise FileNotFoundError(
             f"runs: no {path}; expected the folder of a finished training "
-            "run; give the same command again to go on with it"
+            "run; if it is not finished, give its hcnn train again"
         )
     try:
         data = json.loads(path.read_text("utf-8"))
@@ -384,8 +384,8 @@ def network_to_search(
             own = shipped.get(name, {}).get("data")
             if (
                 own
-                and (data == own if data in NAMED else True)
-                and (cifar or own == "shapes10")
+                and (data not in NAMED or data == own)
+                and (data or cifar or own == "shapes10")
             ):
                 model = name
                 break
@@ -549,10 +549,13 @@ def overview() -> str:
 def _data_line(name):
     if name == "shapes10":
         return "shapes10: drawn when it is asked for"
+    lost = f"{name}: not found; HCNN_DATA says where its files are"
+    if not os.environ.get("HCNN_DATA"):
+        return lost
     try:
         data = load_dataset(name, "test")
     except FileNotFoundError:
-        return f"{name}: not found; HCNN_DATA says where its files are"
+        return lost
     except (OSError, ValueError) as error:
         return f"{name}: {error}"
     classes = len(data.class_names)

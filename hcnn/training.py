@@ -674,9 +674,10 @@ def read_checkpoint(
     return None
 
 
-_STATE = set(
-    "seed recipe config data step seconds precisions device".split()
-)
+_STATE = dict(
+    seed=int, recipe=dict, config=dict, data=dict, step=int, seconds=float,
+    precisions=list, device=str,
+)  # fmt: skip
 
 
 def _read(path):
@@ -693,10 +694,12 @@ def _read(path):
         about = json.loads(file.metadata()["hcnn-training"])
     if about["step"] != _step(path):
         raise ValueError(f"it says that it is of step {about['step']}")
-    if missing := _STATE - about.keys():
-        raise ValueError(
-            f"it does not say its {', '.join(sorted(missing))}"
-        )
+    for name, kind in _STATE.items():
+        value = about.get(name)
+        if not isinstance(value, kind) or value == []:
+            raise ValueError(f"it does not say its {name}, but {value!r}")
+    if others := set(about["precisions"]) - set(PRECISIONS):
+        raise ValueError(f"it knows no type {min(others)!r}")
     return *(load_file(path / name) for name in names), about
 
 
@@ -1433,6 +1436,16 @@ class _Kept:
 
 
 # %% ../book/08-training.ipynb #5547cbcd
+def _calmer(learner):
+    """What may keep numbers finite, in words."""
+    ways = [f"a lower learning_rate than {learner.recipe.learning_rate:g}"]
+    if learner.recipe.schedule == "one-cycle":
+        ways.append(f"a longer warmup than {learner.recipe.warmup:g}")
+    if learner.precision != "float32":
+        ways.append("precision='float32'")
+    return " or ".join(ways)
+
+
 @contextmanager
 def _finite(folder, learner):
     """Say of numbers that are not finite what is kept, and what to do."""
@@ -1443,9 +1456,7 @@ def _finite(folder, learner):
         raise FloatingPointError(
             f"Trainer: {error}; expected finite numbers; "
             + (f"{kept[0]} is the last good checkpoint; " if kept else "")
-            + "begin another run with a lower learning_rate than "
-            f"{learner.recipe.learning_rate:g}, a longer warmup, or "
-            f"precision='float32' ({learner.precision} here)"
+            + f"begin another run with {_calmer(learner)}"
         ) from error
 
 

@@ -363,5 +363,7 @@ def test_the_network_that_is_searched_by_default(monkeypatch):
     assert runs.network_to_search(drawn, None) == (drawn, "shapes10")
     monkeypatch.delenv("HCNN_DATA")
     assert runs.network_to_search(None, None) == (drawn, "shapes10")
+    assert runs.network_to_search(None, "a/folder") == (best, "a/folder")
+    assert runs.network_to_search(None, "cifar10") == (best, "cifar10")
     with pytest.raises(ValueError, match="no network with periodic"):
-        runs.network_to_search(None, "cifar10")
+        runs.network_to_search(None, "cifar100")

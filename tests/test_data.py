@@ -654,7 +654,7 @@ def test_an_interrupted_download_leaves_nothing(
 def test_no_folder_named_is_refused(no_data):
     with pytest.raises(
         ValueError,
-        match=r"^load_dataset: cifar100 needs a folder, and neither root nor HCNN_DATA names one; give root='data'",
+        match=r"^load_dataset: cifar100 needs a folder, and neither HCNN_DATA nor root names one; set HCNN_DATA",
     ):
         load_dataset("cifar100")
 

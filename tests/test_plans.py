@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import rate, training
-from hcnn import network, results, runs
+from hcnn import cli, network, results, runs
 from hcnn.network import HCNN, load_pretrained, pretrained
 from hcnn.runtime import repository
 from hcnn.training import recipe
@@ -94,7 +94,7 @@ def test_pieces_end_as_one_run_does_and_each_is_recorded_once(
     assert calls > 1
     for name in NAMES:
         (entry,) = results.entries(name, ledger)
-        assert entry.data["command"] == "python -m benchmarks.training two"
+        assert entry.data["command"].startswith("hcnn train --data cifar10")
         assert entry.data["seeds"][0]["steps"] == 2
         assert (entry.path / "model-0.safetensors").exists()
     assert training.main(["two", "--dry"]) == 0  # nothing is left to do
@@ -126,6 +126,23 @@ def test_an_entry_of_fewer_seeds_or_other_images_is_not_the_job(ledger):
     for change in (dict(validation=5), dict(data="cifar100")):
         other = job._replace(run=replace(job.run, **change))
         assert not training.recorded(other, ledger)
+
+
+@pytest.mark.parametrize("plan", training.PLANS)
+def test_the_command_of_a_job_is_that_job(plan, monkeypatch):
+    seen = []
+
+    def train(run, folder, seeds, **_):
+        seen.append((run, seeds))
+
+    monkeypatch.setattr(runs, "train", train)
+    for job in training.PLANS[plan]():
+        line = training.command(job).split()
+        assert line[0] == "hcnn"
+        with pytest.raises(SystemExit):  # it is told that nothing is done
+            cli.main(line[1:])
+        run = replace(job.run, changes=dict(job.run.changes))
+        assert seen.pop() == (run, job.seeds)
 
 
 def test_a_part_of_a_plan(ledger):

@@ -412,6 +412,9 @@ def test_the_overview_names_data_networks_and_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HCNN_DATA", str(tmp_path))
     text = runs.overview()
     assert "cifar10: not found; HCNN_DATA says" in text
+    monkeypatch.delenv("HCNN_DATA")
+    assert "cifar10: not found; HCNN_DATA says" in runs.overview()
+    monkeypatch.setenv("HCNN_DATA", str(tmp_path))
     assert "shapes10: drawn when it is asked for" in text
     assert text.endswith("runs in runs/:\n  none")
 

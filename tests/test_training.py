@@ -1069,6 +1069,18 @@ def test_a_run_that_diverged_says_so_again(tmp_path):
 
 
 @pytest.mark.parametrize("key", ["device", "precisions", "seconds"])
+def test_advice_fits_the_recipe(tmp_path):
+    wild = replace(
+        BRIEF, learning_rate=1e30, schedule="steps", precision="float32"
+    )
+    with pytest.raises(FloatingPointError) as caught:
+        train(tmp_path, recipe=wild, save_minutes=0.0)
+    words = str(caught.value)
+    assert words.endswith(
+        "begin another run with a lower learning_rate than 1e+30"
+    )
+
+
 def test_a_checkpoint_that_does_not_say_all_is_damaged(tmp_path, key):
     train(tmp_path, save_minutes=0.0, run=dict(stop_after=0.0))
     _, _, state, about = read_checkpoint(tmp_path)
@@ -1077,6 +1089,28 @@ def test_a_checkpoint_that_does_not_say_all_is_damaged(tmp_path, key):
     about["step"] = 2
     write_checkpoint(tmp_path, network, state, about)
     with pytest.warns(UserWarning, match=f"does not say its {key}"):
+        path, *_ = read_checkpoint(tmp_path)
+    assert path == checkpoints(tmp_path)[-2]
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("data", None),
+        ("recipe", []),
+        ("seconds", "x"),
+        ("precisions", []),
+        ("precisions", ["evil"]),
+        ("device", 3),
+    ],
+)
+def test_a_checkpoint_that_says_nonsense_is_damaged(tmp_path, key, value):
+    train(tmp_path, save_minutes=0.0, run=dict(stop_after=0.0))
+    _, _, state, about = read_checkpoint(tmp_path)
+    network = HCNN.load(checkpoints(tmp_path)[-1] / "model.safetensors")
+    about = about | {key: value, "step": 2}
+    write_checkpoint(tmp_path, network, state, about)
+    with pytest.warns(UserWarning, match=f"its {key}|no type 'evil'"):
         path, *_ = read_checkpoint(tmp_path)
     assert path == checkpoints(tmp_path)[-2]
 
