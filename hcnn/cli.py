@@ -413,7 +413,7 @@ def translate(
             f"translate: --out is {out}; expected another file than the "
             "image, in a folder that exists"
         )
-    pixels = read_image(image, size)
+    pixels, where = read_image(image, size), _checked(device)
     model, data = runs.network_to_search(model, data)
     network = runs.find_network(model)
     with torch.no_grad():
@@ -424,9 +424,9 @@ def translate(
     images = load_dataset(data, "train", size=size)
     with _progress(len(images)) as tell:
         folder = store_arrays(
-            network, images, arrays, device=_checked(device), tell=tell
+            network, images, arrays, device=where, tell=tell
         )
-    index = open_index(folder, depth, smooth, images)
+    index = open_index(folder, depth, smooth, images, device=where or "cpu")
     own = (images.images == pixels).flatten(1).all(1).nonzero().flatten()
     exclude = torch.cat([own, torch.tensor([-1])])[:1]
     found = translated_neighbours(index, array, taus, exclude=exclude)

@@ -1068,7 +1068,6 @@ def test_a_run_that_diverged_says_so_again(tmp_path):
             train(tmp_path, recipe=wild, save_minutes=0.0)
 
 
-@pytest.mark.parametrize("key", ["device", "precisions", "seconds"])
 def test_advice_fits_the_recipe(tmp_path):
     wild = replace(
         BRIEF, learning_rate=1e30, schedule="steps", precision="float32"
@@ -1081,6 +1080,7 @@ def test_advice_fits_the_recipe(tmp_path):
     )
 
 
+@pytest.mark.parametrize("key", ["device", "precisions", "seconds"])
 def test_a_checkpoint_that_does_not_say_all_is_damaged(tmp_path, key):
     train(tmp_path, save_minutes=0.0, run=dict(stop_after=0.0))
     _, _, state, about = read_checkpoint(tmp_path)
