@@ -1018,7 +1018,7 @@ def other_orders(
 class Probe(NamedTuple):
     """What a linear classifier finds, and how well it has converged.
 
-    Attributes:
+    Args:
         accuracy: the share of test arrays whose class is found.
         gradient: the largest entry of the gradient that is left.
     """
