@@ -34,7 +34,6 @@ def _or(words, metavar=None):
 
 OURS = "the recipe's"
 THEIRS = "the model's"
-Saved = Annotated[Path, Positional, arg(metavar="FILE")]
 Written = Annotated[Path | None, _or("none", "FILE")]
 Number = Annotated[float | None, _or(OURS, "X")]
 Whole = Annotated[int | None, _or(OURS, "N")]
@@ -479,7 +478,7 @@ def _progress(total):
 
 
 def export(
-    file: Saved,
+    model: Annotated[str, Positional, arg(metavar="NAME|FOLDER|FILE")],
     /,
     *,
     onnx: Written = None,
@@ -493,13 +492,15 @@ def export(
     is replaced.
 
     Args:
-        file: a network that HCNN.save wrote.
+        model: a network that comes with the package (hcnn info lists
+            them), the folder of a run, or a file that HCNN.save wrote.
         onnx: the ONNX file to write. The variant (+) is not folded in it.
         folded: the folded safetensors file to write; not for (+).
         size: side in pixels of the images that the ONNX file takes, any
             number of them.
     """
     from .network import HCNN, export_onnx
+    from .runs import find_network
 
     outputs = [path for path in (onnx, folded) if path is not None]
     if not outputs:
@@ -507,15 +508,16 @@ def export(
             "export: nothing to write; name a file by --onnx, by --folded, "
             "or one by each"
         )
-    if len({path.resolve() for path in (file, *outputs)}) <= len(outputs):
+    named = (Path(model), *outputs)
+    if len({path.resolve() for path in named}) <= len(outputs):
         raise ValueError(
-            "export: FILE, --onnx and --folded are "
-            f"{', '.join(map(str, (file, *outputs)))}; expected different "
-            "files; choose another name"
+            "export: the network, --onnx and --folded are "
+            f"{', '.join(map(str, named))}; expected different files; "
+            "choose another name"
         )
     if size < 1:
         raise ValueError(f"export: --size is {size}; expected 1 or more")
-    network = HCNN.load(file)
+    network = find_network(model)
     if folded is not None:
         small = network.fold() if isinstance(network, HCNN) else network
         small.save(folded)

@@ -176,7 +176,7 @@ def preset(name: str, **changes) -> HCNNConfig:
 
     Args:
         name: one of hcnn-cifar10, hcnn-plus-cifar10, hcnn-cifar100,
-            hcnn-plus-cifar100 (the paper's networks, K = 16),
+            hcnn-plus-cifar100 (the paper's sizes, K = 16),
             hcnn8-cifar10, hcnn8-plus-cifar10, hcnn8-cifar100,
             hcnn8-plus-cifar100, hcnn8-shapes10 (K = 8, support 3 × 7).
             Behind it may stand -periodic (periodic padding) or -authors

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.testing import assert_close
 
 from hcnn import cli
-from hcnn.network import HCNN, preset
+from hcnn.network import HCNN, load_pretrained, preset
 from hcnn.runtime import rng
 
 
@@ -91,7 +92,7 @@ def test_help_needs_no_torch():
     "arguments, words",
     [
         (["exprt"], "export"),
-        (["export"], "FILE"),
+        (["export"], "NAME|FOLDER|FILE"),
         (["export", "a", "--siz", "3"], "--size"),
         (["export", "a", "--size", "x"], "--size"),
         (["bench", "--batch", "1.5"], "--batch"),
@@ -114,9 +115,10 @@ def test_the_program_and_the_module_are_the_same_command():
             text=True,
         )
         assert done.returncode == 2 and done.stdout == ""
-        assert done.stderr == (
-            "hcnn: load: no file nowhere.safetensors; expected a "
-            "checkpoint that HCNN.save wrote\n"
+        assert done.stderr.startswith(
+            "hcnn: model is 'nowhere.safetensors'; expected a folder that "
+            "hcnn train wrote, a file, or a network that comes with the "
+            "package: hcnn8-"
         )
 
 
@@ -146,6 +148,15 @@ def test_export_writes_both_files_and_tells_their_size(saved, capsys):
     assert saved.read_bytes() == folded.read_bytes()
 
 
+def test_export_takes_the_name_of_a_network_that_ships(tmp_path):
+    cli.main(["export", "hcnn8-shapes10", "--folded", f"{tmp_path / 'a'}"])
+    x = torch.randn(2, 3, 32, 32, generator=rng(1))
+    with torch.no_grad():
+        expected = load_pretrained("hcnn8-shapes10")(x)
+        found = HCNN.load(tmp_path / "a")(x)
+    assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_refused_export_leaves_nothing(saved, capsys):
     folder, before = saved.parent, saved.read_bytes()
     other, plus = folder / "a", folder / "plus.safetensors"
@@ -168,7 +179,8 @@ def test_a_refused_export_leaves_nothing(saved, capsys):
             [saved, "--folded", folder / "new/a"],
             f"save: no folder {folder / 'new'} for a; make it first",
         ),
-        ([folder / "none", "--onnx", other], "load: no file"),
+        ([folder / "none", "--onnx", other], "expected a folder that hcnn"),
+        ([folder, "--onnx", other], "run.json"),
         ([__file__, "--onnx", other], "is no whole safetensors file"),
     ]:
         assert words in refused(capsys, "export", *arguments)

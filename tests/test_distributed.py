@@ -27,10 +27,10 @@ FIVE_STEPS = recipe(
 )
 LONGER = replace(FIVE_STEPS, epochs=4.0)
 VARIANTS = {
-    "factorized": dict(engine="factorized"),
-    "fused": dict(engine="fused"),
-    "periodic": dict(engine="fused", padding="periodic", output_norm=True),
-    "plus": dict(engine="auto", plus=True),
+    "factorized": dict(engine="factorized", output_norm=False),
+    "fused": dict(engine="fused", output_norm=False),
+    "periodic": dict(engine="fused", padding="periodic"),
+    "plus": dict(engine="auto", plus=True, output_norm=False),
     "plus-factorized": dict(engine="factorized", plus=True),
 }
 

@@ -27,16 +27,17 @@ from hcnn.network import (
 from hcnn.runtime import rng
 
 ROOT = Path(__file__).resolve().parent.parent
+PAPER = dict(output_norm=False)
 PLAIN = {
-    "zero": {},
-    "periodic": dict(padding="periodic"),
-    "output_norm": dict(output_norm=True),
-    "dense": dict(head="dense"),
-    "authors": dict(output_norm=True, head="dense", spatial_strides=(4, 8)),
-    "grey": dict(channels=1, classes=3),
+    "zero": PAPER,
+    "periodic": PAPER | dict(padding="periodic"),
+    "output_norm": {},
+    "dense": PAPER | dict(head="dense"),
+    "authors": dict(head="dense", spatial_strides=(4, 8)),
+    "grey": PAPER | dict(channels=1, classes=3),
 }
 KINDS = PLAIN | {
-    "plus": dict(plus=True),
+    "plus": PAPER | dict(plus=True),
     "plus-authors": PLAIN["authors"] | dict(plus=True, padding="periodic"),
 }
 EACH = [

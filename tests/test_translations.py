@@ -844,3 +844,38 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
     for read in ("mean", "layer"):
         deep = found["probes"][read]["trained"]["linear probe"]
         assert len(deep) == 9 and deep[-1] > deep[0]
+
+
+# on a GPU
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("offset", [0, 1000])
+def test_search_on_a_gpu_is_brute_force_in_float64(offset, tmp_path):
+    arrays = (randn(300, 4, 5) + offset).float()
+    numpy.save(tmp_path / "a.npy", arrays.numpy())
+    exclude = torch.arange(40)
+    queries = own.smooth_attribute(arrays, 2)[:40]
+    expected = brute(arrays, queries, 3, 2, exclude)
+    for where in (arrays, arrays.cuda(), tmp_path / "a.npy"):
+        index = own.ArrayIndex(where, 2, device="cuda")
+        found = index.search(queries.cuda(), 3, exclude)
+        assert_close(found.distances, expected[0], rtol=1e-9, atol=1e-12)
+        assert torch.equal(found.indices, expected[1])
+        assert_close(index[exclude].cpu(), queries)
+
+
+@pytest.mark.gpu
+def test_arrays_from_a_gpu_are_those_of_the_cpu(network, shapes, tmp_path):
+    here, there = (
+        own.store_arrays(network, shapes, tmp_path / name, device=name)
+        for name in ("cpu", "cuda")
+    )
+    assert network.W1.weight.device.type == "cpu"
+    for depth in own.DEPTHS:
+        pair = [numpy.load(f / own._file(depth)) for f in (here, there)]
+        assert_close(pair[1], pair[0], rtol=1e-4, atol=1e-4)
+    index = own.open_index(there, 7, data=shapes, device="cuda")
+    itself = torch.arange(len(shapes))
+    found = own.translated_neighbours(index, index[itself], [0])
+    assert torch.equal(found.indices.reshape(-1), itself)
