@@ -344,11 +344,12 @@ class Study:
             )
 
         # as many images of each class, so that the columns are rectangles
-        count = int(classes[1].bincount().min())
+        counts = classes[1].bincount()
+        count = int(counts[counts > 0].min())
         grouped = torch.stack(
             [
                 (classes[1] == label).nonzero()[:count, 0]
-                for label in range(int(classes[1].max()) + 1)
+                for label in classes[1].unique()
             ]
         )
         for depth in DEPTHS:
@@ -607,7 +608,8 @@ def study(args, ledger):
     found = json.loads(json.dumps(found))
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        if name == WITH_PICTURES and found["accuracy"] >= ENOUGH:
+        good = found["accuracy"] >= ENOUGH
+        if good and title == f"translate-{WITH_PICTURES}":
             files = [Path(folder, "pictures.safetensors")]
             own = asked.pictures()
             save_file({k: v.contiguous() for k, v in own.items()}, files[0])

@@ -881,8 +881,16 @@ d = {
                 "08-training.html#_about",
                 "hcnn/training.py",
             ),
+            "hcnn.training._agreed": (
+                "08-training.html#_agreed",
+                "hcnn/training.py",
+            ),
             "hcnn.training._any": (
                 "08-training.html#_any",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._apart": (
+                "08-training.html#_apart",
                 "hcnn/training.py",
             ),
             "hcnn.training._batch": (
@@ -899,6 +907,10 @@ d = {
             ),
             "hcnn.training._check_restart": (
                 "08-training.html#_check_restart",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._check_same": (
+                "08-training.html#_check_same",
                 "hcnn/training.py",
             ),
             "hcnn.training._descend": (

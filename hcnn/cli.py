@@ -153,6 +153,11 @@ def train(
     from .training import distributed, place
     from .training import recipe as known
 
+    if device is not None and "RANK" in os.environ:
+        raise ValueError(
+            f"train: --device {device} under torchrun; expected none: each "
+            "process takes its own GPU; CUDA_VISIBLE_DEVICES= hides them"
+        )
     device = _checked(device)
     if record is not None:  # before hours of training
         runs.results.entries(runs.results.check_name("train", record))
@@ -217,11 +222,6 @@ def _checked(device):
         return None
     import torch
 
-    if "RANK" in os.environ:
-        raise ValueError(
-            f"train: --device {device} under torchrun; expected none: each "
-            "process takes its own GPU; CUDA_VISIBLE_DEVICES= hides them"
-        )
     gpus = torch.cuda.device_count()
     known = ["cpu", "cuda", *(f"cuda:{i}" for i in range(gpus))]
     if device not in known[: None if gpus else 1]:
@@ -581,6 +581,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         )
     except EXPECTED as error:
         print(f"hcnn: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        words = " ".join(str(error).split())
+        if not isinstance(error, MemoryError) and " memory" not in words:
+            raise
+        print(
+            f"hcnn: out of memory ({words[:100]}…); expected room for what "
+            "was asked; take a smaller --batch, --size or --model",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except KeyboardInterrupt:
         sys.exit(130)

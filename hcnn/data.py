@@ -534,9 +534,15 @@ def read_image(
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16"):
-                levels = numpy.asarray(image, dtype=numpy.float64) / 257
-                image = Image.fromarray(levels.round().astype(numpy.uint8))
+            pgm = file.format == "PPM" and image.mode == "I"
+            if pgm or image.mode.startswith("I;16"):
+                tags = getattr(file, "tag_v2", {})  # of a TIFF: 258, bits
+                top = 2 ** tags.get(258, (16,))[0] - 1
+                levels = numpy.asarray(image, dtype=numpy.float64) / top
+                if tags.get(262) == 0:  # zero is white
+                    levels = 1 - levels
+                levels = (255 * levels).round().astype(numpy.uint8)
+                image = Image.fromarray(levels)
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 white = Image.new("RGBA", image.size, "white")

@@ -147,7 +147,8 @@ def normalize(
 # %% ../book/04-factorized.ipynb #872e23f3
 def _normalize_over_ranks(planes, running_mean, running_var, scale, shift):
     """Batch normalization of (planes, q, pixels), all ranks together."""
-    count = planes.numel() // planes.shape[1]
+    own, count = planes.dtype, planes.numel() // planes.shape[1]
+    planes = planes.to(running_mean.dtype)  # bf16 sums badly
     (mean,), total = rank_mean([planes.mean((0, 2))], count)
     centred = planes - mean[:, None]
     (var,), _ = rank_mean([centred.square().mean((0, 2))], count)
@@ -156,7 +157,7 @@ def _normalize_over_ranks(planes, running_mean, running_var, scale, shift):
         running_var.lerp_(var * (total / (total - 1)), MOMENTUM)
     out = centred * (var + EPS).rsqrt()[:, None]
     out = out if scale is None else out * scale[:, None]
-    return out if shift is None else out + shift[:, None]
+    return (out if shift is None else out + shift[:, None]).to(own)
 
 
 # %% ../book/04-factorized.ipynb #27fe7e4a

@@ -95,6 +95,7 @@ LAGS = [(y, x) for y in range(3) for x in range(-2, 3) if (y, x) >= (0, 0)]
 
 
 @functools.cache
+@torch.inference_mode(False)  # for training, whoever asks first
 def _assembly(device, dtype):
     """Matrices that make moments of totals (9) and of products (29).
 
@@ -505,6 +506,7 @@ def normalized_factors(
 
 # %% ../book/05-fused.ipynb #35f71aff
 @functools.cache
+@torch.inference_mode(False)
 def _inside(b, c, s1, s2, padding, device, dtype):
     """How many samples each window meets at a tap: (b2 c2 s1*s2)."""
     taps = torch.eye(s1 * s2, dtype=dtype).unflatten(1, (s1, s2))
@@ -819,6 +821,7 @@ def _waves(b, c, y, x):
 
 
 @functools.cache
+@torch.inference_mode(False)
 def _frequencies(b, c, s1, s2, dtype):
     """Real matrices: samples (b c) there, (f alias part); of taps; back,
     (f part) to windows (b2 c2); and of maps (b2 c2) there, (f part)."""

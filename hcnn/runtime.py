@@ -70,17 +70,21 @@ def whole_float32(precision: str) -> Iterator[None]:
         precision: what `autocast` was given; but for "float32" nothing is
             changed.
     """
-    cudnn, wanted = torch.backends.cudnn, {}
+    cudnn, wanted = torch.backends.cudnn, []
     if precision == "float32":
-        wanted = dict(allow_tf32=False, benchmark=False, deterministic=True)
-    before = {name: getattr(cudnn, name) for name in wanted}
+        wanted = [
+            (cudnn.conv, "fp32_precision", "ieee"),
+            (cudnn, "benchmark", False),
+            (cudnn, "deterministic", True),
+        ]
+    before = [getattr(*own[:2]) for own in wanted]
     try:
-        for name, value in wanted.items():
-            setattr(cudnn, name, value)
+        for own in wanted:
+            setattr(*own)
         yield
     finally:
-        for name, value in before.items():
-            setattr(cudnn, name, value)
+        for (place, name, _), value in zip(wanted, before, strict=True):
+            setattr(place, name, value)
 
 
 @functools.cache

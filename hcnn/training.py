@@ -6,6 +6,7 @@
 __all__ = [
     "SCHEDULES",
     "DECAYS",
+    "MEETING",
     "AGREE_STEPS",
     "TERMINATED",
     "Recipe",
@@ -841,6 +842,38 @@ def _summary_writer():
 
 
 # %% ../book/08-training.ipynb #d26b06e8
+MEETING = 300.0  # seconds for all processes to come
+
+
+def _agreed(store, rank, size):
+    """A word that the processes of this attempt share, and no other."""
+    word, places = secrets.token_hex(8), set(range(1, size))
+    if rank:
+        store.set(f"hcnn/asks/{rank}", word)
+        word = store.get(f"hcnn/answer/{word}").decode()  # waits for it
+        store.set(f"hcnn/{word}/thanks/{rank}", "")
+        return word
+    begin = time.monotonic()
+    while places:
+        for place in places:
+            if store.check([asks := f"hcnn/asks/{place}"]):
+                store.set(f"hcnn/answer/{store.get(asks).decode()}", word)
+        places = {
+            place
+            for place in places
+            if not store.check([f"hcnn/{word}/thanks/{place}"])
+        }
+        if time.monotonic() - begin > MEETING:
+            raise TimeoutError(
+                f"distributed: processes {sorted(places)} of {size} did not "
+                f"come within {MEETING:.0f} s; expected all; see what "
+                "torchrun says on their machines"
+            )
+        time.sleep(0.02)
+    return word
+
+
+# %% ../book/08-training.ipynb #d5dfd2fd
 @contextmanager
 def distributed():
     """Join the processes that torchrun started, if it did.
@@ -852,6 +885,7 @@ def distributed():
 
     Raises:
         ValueError: more processes on this machine than it has GPUs.
+        TimeoutError: some processes did not come.
 
     Source: {ref}`sec-distributed`.
     """
@@ -870,11 +904,9 @@ def distributed():
         device = torch.device("cuda", local)
         torch.cuda.set_device(device)
     store, rank, size = next(dist.rendezvous("env://"))
-    # torchrun's store outlives a restart, and with it addresses of the dead
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.PrefixStore(f"attempt-{attempt}", store),
+        store=dist.PrefixStore(_agreed(store, rank, size), store),
         rank=rank,
         world_size=size,
         timeout=timedelta(minutes=5),
@@ -972,12 +1004,17 @@ def _about(network, data, recipe, test, seed, folder):
     return json.loads(json.dumps(about))
 
 
+def _apart(ours, theirs):
+    """What two runs differ in, but for the name of a folder of images."""
+    pair = [{key: own.get(key) for key in ours} for own in (ours, theirs)]
+    for own in pair:
+        own["data"] = {k: v for k, v in own["data"].items() if k != "name"}
+    return differences(*pair)
+
+
 def _same_run(path, ours, about):
     """Refuse the checkpoint of another run, naming what differs."""
-    pair = [{key: own.get(key) for key in ours} for own in (ours, about)]
-    for own in pair:  # the name of a folder of images may have changed
-        own["data"] = {k: v for k, v in own["data"].items() if k != "name"}
-    if found := differences(*pair):
+    if found := _apart(ours, about):
         raise ValueError(
             f"Trainer: {path} belongs to another run: {'; '.join(found)}; "
             "expected the same; give another folder"
@@ -1101,6 +1138,21 @@ def _any(wishes, device):
         dist.all_reduce(flags, dist.ReduceOp.MAX)
         wishes = [bool(flag) for flag in flags.tolist()]
     return wishes
+
+
+def _check_same(about, device):
+    """Refuse to train, in all processes, if one has another run."""
+    if place()[1] == 1:
+        return
+    first = [about]
+    dist.broadcast_object_list(first, device=device)
+    apart = _apart(about, first[0])
+    if _any([apart], device)[0]:
+        raise ValueError(
+            f"Trainer: process {place()[0]} on {socket.gethostname()}: "
+            f"{'; '.join(apart) or 'as the first, but another is not'}; "
+            "expected the same network, recipe and images as in process 0"
+        )
 
 
 def _numbers(losses):
@@ -1324,8 +1376,9 @@ class _Learner:
     def advance(self):
         """One step."""
         self.network.train()
-        loss = self.loss()
-        _descend(self.optimizer, loss, self.recipe, self.step, self.n)
+        with whole_float32(self.precision):
+            loss = self.loss()
+            _descend(self.optimizer, loss, self.recipe, self.step, self.n)
         self.step += 1
         if self.average is not None:
             follow(self.average, self.network, self.recipe.ema, self.step)
@@ -1599,8 +1652,9 @@ class Trainer:
             FloatingPointError: the loss is not finite; names the step.
             OSError: the folder cannot be written or read.
             ValueError: the folder holds another run, or damaged
-                checkpoints alone; another process trains in it; or this is
-                a restart by torchrun, and it holds none.
+                checkpoints alone; another process trains in it; this is a
+                restart by torchrun, and it holds none; or processes that
+                are to train together have different runs.
             SystemExit: with status 143, if SIGTERM came during a run with
                 a folder, once all is saved: after the step, and at the
                 end of an epoch after its evaluation. Of many processes
@@ -1615,6 +1669,7 @@ class Trainer:
             closing(self.kept.journal),
             _finite(self.folder, learner),
         ):
+            _check_same(self.kept.about, self.device)
             found = self.kept.restore(learner)
             learner.begin()
             self.kept.open(learner.step)

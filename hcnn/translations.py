@@ -155,7 +155,7 @@ def untrained_twin(
     """
     own = network.W1.weight
     with torch.random.fork_rng(devices=()):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # and no GPU's
         twin = HCNN(network.config, **network.about).to(
             own.device, own.dtype
         )
@@ -225,7 +225,8 @@ def smooth_attribute(
             f"smooth_attribute: smooth is {smooth!r}; expected 1 to {b}, "
             "the number of samples that are averaged"
         )
-    return sum(array.roll(-k, 1) for k in range(smooth)) / smooth
+    # a product: a GPU divides otherwise, and equal images must stay equal
+    return sum(array.roll(-k, 1) for k in range(smooth)) * (1 / smooth)
 
 
 def attribute_array(
@@ -373,7 +374,9 @@ class _Stored:
         """Some arrays, by a slice or by numbers."""
         if isinstance(which, Tensor):
             which = which.cpu().numpy()
-        return torch.as_tensor(self._all()[which])
+        found = torch.as_tensor(self._all()[which])
+        short = found.dtype in (torch.bfloat16, torch.float16)
+        return found.float() if short else found  # sums would be rounded
 
     def blocks(self) -> Iterator[tuple[int, Tensor]]:
         """The first index of each block, and its arrays."""
@@ -707,7 +710,11 @@ def _whole_folder(folder, about):
             folder.rename(beside / "damaged")  # whole, or not at all
             shutil.rmtree(beside / "damaged")
         beside.chmod(0o755)
-        beside.rename(folder)
+        try:
+            beside.rename(folder)
+        except OSError:
+            if not folder.exists() or _damage(folder, about):
+                raise  # else another was quicker, just now
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -976,9 +983,11 @@ def moved_arrays(
         spectrum = spectrum * turn[:, :, None]
         return torch.fft.irfft(spectrum, b, dim=1).to(arrays.dtype)
     if how == "step":
-        shift = int(torch.randint(1, n, (), generator=generator))
-        step = moved - plain
-        return plain + _as_long(step.roll(shift, 0), step)
+        order = torch.randperm(n, generator=generator).to(arrays.device)
+        step = moved - plain  # each takes that of the next in the order
+        other = torch.empty_like(step)
+        other[order] = step[order.roll(-1)]
+        return plain + _as_long(other, step)
     noise = torch.randn(arrays.shape, generator=generator).to(arrays)
     return _as_long(noise, plain)
 
@@ -1212,7 +1221,8 @@ def permutation_test(
     chance = []
     for _ in range(repeats):
         order = torch.rand(second.shape, generator=generator).argsort(1)
-        chance.append(mutual_information(first, second.gather(1, order)))
+        shuffled = second.gather(1, order.to(second.device))
+        chance.append(mutual_information(first, shuffled))
     above = sum(value >= found - 1e-12 for value in chance)
     return Dependence(
         found, sum(chance) / repeats, (1 + above) / (1 + repeats)

@@ -194,6 +194,35 @@ def test_export_says_how_to_get_what_onnx_needs(saved, capsys, monkeypatch):
     assert line.endswith('pip install "hcnn[export]"\n')
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate …"),
+        RuntimeError(
+            "DefaultCPUAllocator: can't allocate memory: 12 bytes"
+        ),
+        MemoryError(),
+    ],
+)
+def test_too_little_memory_is_told_in_a_line(error, monkeypatch, capsys):
+    def info():
+        raise error
+
+    monkeypatch.setitem(cli.COMMANDS, "info", info)
+    line = refused(capsys, "info")
+    assert line.startswith("hcnn: out of memory (")
+    assert line.endswith("take a smaller --batch, --size or --model\n")
+
+
+def test_another_error_of_torch_is_not_hidden(monkeypatch):
+    def info():
+        raise RuntimeError("shape '[3]' is invalid for input of size 4")
+
+    monkeypatch.setitem(cli.COMMANDS, "info", info)
+    with pytest.raises(RuntimeError, match="is invalid"):
+        cli.main(["info"])
+
+
 def test_bench_is_called_with_the_options(monkeypatch):
     from hcnn import bench
 

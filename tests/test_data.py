@@ -7,6 +7,7 @@ import math
 import pickle
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import tarfile
@@ -866,6 +867,43 @@ def test_sixteen_bits_become_eight(tmp_path):
         tmp_path / "x.png"
     )
     assert torch.equal(read(tmp_path / "x.png")[2], torch.from_numpy(eight))
+
+
+@pytest.mark.parametrize("top", [1023, 65535])
+def test_grey_maps_of_more_than_eight_bits_become_eight(top, tmp_path):
+    eight = random_images(32, 32).numpy()
+    levels = (eight.astype(float) * top / 255).round().astype(">u2")
+    head = f"P5 32 32 {top} ".encode()
+    (tmp_path / "x.pgm").write_bytes(head + levels.tobytes())
+    found = read(tmp_path / "x.pgm")[2]
+    assert torch.equal(found, torch.from_numpy(eight))
+
+
+@pytest.mark.parametrize("bits, photometric", [(12, 1), (16, 0), (16, 1)])
+def test_grey_tiffs_are_read_by_their_tags(bits, photometric, tmp_path):
+    """Their number of bits, and whether zero is white (0) or black (1)."""
+    eight = random_images(32, 32).numpy()
+    levels = eight if photometric else 255 - eight
+    levels = (levels.astype(float) * (2**bits - 1) / 255).round()
+    rows = levels.astype("<u2")
+    if bits == 12:  # two values in three bytes, the highest bits first
+        a, b = rows.reshape(-1, 2).astype(int).T
+        rows = numpy.stack([a >> 4, (a & 15) << 4 | b >> 8, b & 255], 1)
+        rows = rows.astype(numpy.uint8)
+    tags = {
+        256: 32, 257: 32, 258: bits, 259: 1, 262: photometric, 273: 8,
+        277: 1, 278: 32, 279: rows.nbytes,
+    }  # fmt: skip
+    words = [struct.pack("<HHII", tag, 4, 1, tags[tag]) for tag in tags]
+    (tmp_path / "x.tif").write_bytes(
+        struct.pack("<2sHI", b"II", 42, 8 + rows.nbytes)
+        + rows.tobytes()
+        + struct.pack("<H", len(tags))
+        + b"".join(words)
+        + bytes(4)
+    )
+    found = read(tmp_path / "x.tif")[2]
+    assert torch.equal(found, torch.from_numpy(eight))
 
 
 def test_what_is_transparent_is_laid_on_white(tmp_path):

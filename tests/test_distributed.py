@@ -50,9 +50,9 @@ def build(data, seed=0, engine="auto", **changes):
         return HCNN(config, engine, **about).double()
 
 
-def train(folder=None, name="fused", **options):
+def train(folder=None, name="fused", data=None, **options):
     """A network in float64 after five steps, and what the run returns."""
-    data, held_out = small(40), small(11, "test")
+    data, held_out = data or small(40), small(11, "test")
     # each process begins with other weights: those of the first count
     network = build(data, seed=place()[0], **VARIANTS[name])
     options = (
@@ -158,18 +158,20 @@ def test_a_process_that_is_told_to_end_stops_all_at_one_step(tmp_path):
     assert any('"step": 10,' in row for row in rows)  # where all agreed
 
 
-def agent(*options, arguments):
-    """A torchrun that trains by the command line."""
+def agent(*options, arguments, program=("-m", "hcnn", "train")):
+    """A torchrun that trains, by the command line or by this program."""
     command = [
         sys.executable, "-m", "torch.distributed.run", *options,
-        "-m", "hcnn", "train", *arguments,
+        *program, *arguments,
     ]  # fmt: skip
+    paths = [str(FILE.parent.parent), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
         list(map(str, command)),
         env=os.environ
         | dict(
             OMP_NUM_THREADS="1",
             CUDA_VISIBLE_DEVICES="",
+            PYTHONPATH=os.pathsep.join(paths),
             PYTHONWARNINGS="error::FutureWarning:hcnn",
         ),
         cwd=FILE.parent.parent,
@@ -177,6 +179,56 @@ def agent(*options, arguments):
         stderr=subprocess.STDOUT,
         text=True,
     )
+
+
+def ended(agents):
+    """What each of some torchruns told; none is left behind."""
+    try:
+        return [own.communicate(timeout=240)[0] for own in agents]
+    finally:
+        for own in agents:
+            own.kill()
+
+
+def of_two_machines():
+    """Options of two torchruns that meet at a free port."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-id", "own"),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint"),
+        f"localhost:{port}",
+    ]
+
+
+def test_a_process_killed_on_one_of_two_machines_is_replaced(tmp_path):
+    """Its machine counts a restart, the other does not."""
+    options = [
+        *of_two_machines(), "--max-restarts", 1, "--monitor-interval", 0.5
+    ]  # fmt: skip
+    arguments = [tmp_path, "fused", "kill"]
+    agents = [
+        agent(*options, arguments=arguments, program=[FILE])
+        for _ in range(2)
+    ]
+    told = ended(agents)
+    assert all(own.returncode == 0 for own in agents), told
+    assert "".join(told).count("killed at step 7") == 1, told
+    counts = sorted((tmp_path / "restarts").read_text().split())
+    assert counts == ["0", "0", "0", "1"], counts
+    network, _ = train(recipe=LONGER)
+    weights, _ = results(tmp_path)["fused"]
+    for key, value in network.state_dict().items():
+        assert (weights[key] - value).abs().max() < 1e-8, key
+
+
+def test_processes_with_other_images_are_refused(tmp_path):
+    done = torchrun(tmp_path, "fused", "differ")
+    assert done.returncode != 0
+    assert "process 1" in done.stderr and "data.sha256 is" in done.stderr
+    assert "as the first, but another is not" in done.stderr
+    assert not checkpoints(tmp_path / "fused")
 
 
 @pytest.mark.parametrize("machines", [1, 2])
@@ -192,19 +244,12 @@ def test_the_command_line_trains_in_two_processes(
     if machines == 1:
         options = ["--standalone", "--nproc-per-node", 2]
     else:
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        options = [
-            *("--nnodes", 2, "--nproc-per-node", 1, "--rdzv-id", "own"),
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint"),
-            f"localhost:{port}",
-        ]
+        options = of_two_machines()
     agents = [
         agent(*options, arguments=[*arguments, tmp_path / "many"])
         for _ in range(machines)
     ]
-    told = [own.communicate(timeout=240)[0] for own in agents]
+    told = ended(agents)
     assert all(own.returncode == 0 for own in agents), told
     assert "".join(told).count("finished; see hcnn evaluate") == 1, told
     found = runs.read(tmp_path / "many")
@@ -255,23 +300,29 @@ def main(folder, *names):
     """The program: train every variant, in however many processes.
 
     With "kill" the second process dies in step 7, with "term" it is told
-    to end; but only before a restart.
+    to end; but only once. With "differ" it has other labels.
     """
+    died = folder / "died"
     real, found = training.learning_rate, {}
     last = {"kill": signal.SIGKILL, "term": signal.SIGTERM}
 
     def deadly(*arguments):
         if arguments[1] == 6:
             print("killed at step 7", flush=True)
+            died.touch()
             os.kill(os.getpid(), last[names[-1]])
         return real(*arguments)
 
     with distributed():
-        first = os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
-        if names[-1] in last and place()[0] == 1 and first:
+        with open(folder / "restarts", "a") as counts:
+            counts.write(os.environ["TORCHELASTIC_RESTART_COUNT"] + "\n")
+        if names[-1] in last and place()[0] == 1 and not died.exists():
             training.learning_rate = deadly
         for name in [n for n in names if n in VARIANTS]:
             options = dict(recipe=LONGER) if names[-1] in last else {}
+            if names[-1] == "differ" and place()[0] == 1:
+                data = small(40)
+                options["data"] = replace(data, labels=data.labels.roll(1))
             try:
                 network, result = train(folder / name, name, **options)
             except SystemExit as exit:

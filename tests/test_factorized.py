@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from hcnn import factorized
 from hcnn.conv5d import attribute_conv5d
 from hcnn.factorized import (
     EPS,
@@ -123,6 +124,26 @@ def test_normalize_is_the_formula_with_pytorchs_statistics(
     if affine:
         expected = expected * scale[wide] + shift[wide]
     assert_close(out, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_statistics_of_many_processes_are_no_shorter_than_of_one(
+    dtype, monkeypatch
+):
+    """Of bf16 arrays, too, means and variances are sums in float32."""
+    y = (torch.randn(8, 1, 2, 3, 16, 16, generator=rng(0)) + 3).to(dtype)
+    weight, bias = torch.randn(2, 3, generator=rng(1))
+    found = []
+    for processes in (1, 2):  # the second path, in this one process
+        monkeypatch.setattr(factorized, "world_size", lambda n=processes: n)
+        mean, var = torch.zeros(3), torch.ones(3)
+        out = normalize(y, mean, var, scale=weight, shift=bias)
+        assert out.dtype == dtype
+        found.append((out, mean, var))
+    tolerance = 1e-5 if dtype == torch.float32 else 3e-2
+    for one, many in zip(*found, strict=True):
+        close = tolerance if one.dtype == dtype else 1e-5
+        assert_close(many, one, rtol=close, atol=close)
 
 
 @pytest.mark.parametrize("plus", [True, False])

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch.testing import assert_close
 
+from hcnn import fused
 from hcnn.axes import PADDINGS
 from hcnn.conv5d import attribute_conv5d, unreached_taps
 from hcnn.data import shapes10, standardize
@@ -500,6 +501,19 @@ def test_without_gradients_the_values_are_the_same(mode, training, stride):
     assert torch.equal(out, expected["output"])
     for name, value in own.named_buffers():
         assert torch.equal(value, expected[name]), name
+
+
+@pytest.mark.parametrize("padding", ["zero", "periodic"])
+def test_what_inference_computed_serves_training(padding):
+    """A sum that no other test asks for, first in inference mode."""
+    own = layer(padding=padding).float()
+    x = randn(2, 2, 4, 10, 5, 14 if padding == "zero" else 12).float()
+    for function in (fused._inside, fused._frequencies, fused._assembly):
+        function.cache_clear()
+    with torch.inference_mode():
+        fast(own, x)
+    fast(own, x).sum().backward()
+    assert own.spatial.grad.isfinite().all()
 
 
 def test_evaluation_leaves_the_statistics_alone():

@@ -91,10 +91,10 @@ print(faults() - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_float32_is_whole_and_repeatable_and_what_was_set_comes_back():
-    cudnn = torch.backends.cudnn
+    cudnn, conv = torch.backends.cudnn, torch.backends.cudnn.conv
 
     def now():
-        return cudnn.allow_tf32, cudnn.benchmark, cudnn.deterministic
+        return conv.fp32_precision, cudnn.benchmark, cudnn.deterministic
 
     before = now()
     try:
@@ -107,11 +107,37 @@ def test_float32_is_whole_and_repeatable_and_what_was_set_comes_back():
             pytest.raises(KeyError),
             runtime.whole_float32("float32"),
         ):
-            assert now() == (False, False, True)
+            assert now() == ("ieee", False, True)
             raise KeyError
         assert now() == chosen
     finally:
         cudnn.benchmark = before[1]
+
+
+@pytest.mark.parametrize(
+    "switch, after",
+    [
+        ("allow_tf32 = True", "tf32"),
+        ("allow_tf32 = False", "none"),
+        ("conv.fp32_precision = 'ieee'", "ieee"),
+        ("fp32_precision = 'tf32'", "tf32"),
+    ],
+)
+def test_float32_is_whole_whichever_switch_was_used(switch, after):
+    """In a process of its own: older and newer ones do not mix."""
+    program = f"""
+import torch
+from hcnn.runtime import whole_float32
+torch.backends.cudnn.{switch}
+conv = torch.backends.cudnn.conv
+with whole_float32("float32"):
+    print(conv.fp32_precision)
+print(conv.fp32_precision)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["ieee", after], done.stderr
 
 
 def test_memory_that_is_kept_is_not_asked_for_again():

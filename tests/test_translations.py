@@ -11,6 +11,7 @@ import jaxtyping
 import numpy
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch.testing import assert_close
 
@@ -273,6 +274,17 @@ def test_many_equal_arrays_are_taken_in_portions(monkeypatch):
     assert found.indices.tolist() == [[0, 1]] * 30
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_arrays_are_searched_in_float64_too(dtype):
+    arrays = (randn(500, 4, 5) + 5).to(dtype)
+    queries = own.smooth_attribute(arrays[:50].float(), 2)
+    queries = queries + 0.3 * randn(*queries.shape, seed=1).float()
+    expected = brute(arrays.float(), queries, 3, 2)
+    found = own.ArrayIndex(arrays, 2).search(queries, 3)
+    assert torch.equal(found.indices, expected[1])
+    assert_close(found.distances, expected[0], rtol=1e-9, atol=1e-12)
+
+
 def test_ties_are_broken_by_index():
     array = torch.randn(1, 4, 8, generator=rng(0))
     arrays = array.repeat(50, 1, 1)
@@ -492,6 +504,24 @@ def test_the_first_of_two_writers_stays(network, shapes, tmp_path):
     assert [child.name for child in tmp_path.iterdir()] == [folder.name]
 
 
+def test_a_writer_that_is_late_by_a_moment_yields(
+    network, shapes, tmp_path, monkeypatch
+):
+    """The other comes after the last look for it."""
+    real, before = own.Path.chmod, []
+
+    def chmod(path, mode):
+        real(path, mode)
+        if not before:
+            before.append(path)
+            before.append(own.store_arrays(network, shapes, tmp_path))
+
+    monkeypatch.setattr(own.Path, "chmod", chmod)
+    folder = own.store_arrays(network, shapes, tmp_path)
+    assert before[1:] == [folder]
+    assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+
+
 def test_no_image_and_no_batch_are_refused(network, shapes, tmp_path):
     empty = replace(
         shapes, images=shapes.images[:0], labels=shapes.labels[:0]
@@ -532,6 +562,20 @@ def test_a_shuffle_is_no_translation_and_loses_nothing(b, unchecked):
             own.moved_arrays(randn(*shape), 1, how)
     with pytest.raises(ValueError, match="translated"):
         own.moved_arrays(arrays, 1, "sideways")
+
+
+def test_a_step_is_that_of_another_image(unchecked):
+    """Each image gives its step to one other, whose class is any."""
+    n, arrays = 500, randn(500, 4, 6)
+    plain = own.smooth_attribute(arrays, 2)
+    steps = own.translate_attribute(plain, 1) - plain
+    found = own.moved_arrays(arrays, 1, "step", seed=3) - plain
+    assert_close(found.norm(dim=(1, 2)), steps.norm(dim=(1, 2)))
+    alike = F.normalize(found.flatten(1)) @ F.normalize(steps.flatten(1)).T
+    whose = alike.argmax(1)
+    assert_close(alike.max(1).values, torch.ones(n, dtype=torch.float64))
+    assert whose.unique().numel() == n and (whose != torch.arange(n)).all()
+    assert len(((whose - torch.arange(n)) % 10).unique()) == 10
 
 
 @pytest.mark.parametrize("b", [5, 6, 8])
