@@ -44,7 +44,7 @@ chapters: $(READY) ## after an edit of book/NN-name.md: update, export, execute,
 bench: $(READY) ## measure speed and memory into results/, in hours (ONLY=must-show: minutes)
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece, which ends with status 3)
+results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece; Error 3 means unfinished)
 	$(BIN)/python -m benchmarks.training full $(if $(MINUTES),--minutes $(MINUTES))
 
 results-gpu-dry: $(READY) ## the same for a few steps on the CPU

@@ -266,8 +266,9 @@ def rate_calls(device) -> dict[str, tuple[Callable[[], None], int]]:
 def floor_seconds(
     config: HCNNConfig, size: int, rate: float, phase: str = "training"
 ) -> float:
-    """The least time for one image: multiply-adds in the support at `rate`
-    a second, in three passes for training, in one for evaluation."""
+    """The least time for one image by direct products: multiply-adds in the
+    support at `rate` a second, in three passes for training, in one for
+    evaluation."""
     costs = layer_cost(
         size, **config.geometry, Q=config.Q, padding=config.padding
     )

@@ -53,7 +53,8 @@ def marginal(
     """
     check_axes(
         "marginal",
-        "For an image batch (n c h w), call hierarchical_layer first.",
+        "Call first_layer on images; give a shallow layer its missing "
+        "axes: x_1[:, None, None] or x_2[:, None].",
         x_j=(x_j, "n a b c h w"),
     )
     return x_j.mean(A_AXIS)

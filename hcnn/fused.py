@@ -918,7 +918,8 @@ def banded_conv2d(
     Raises:
         ValueError: a wrong number of axes, a stride below 1, or what
             `check_support` refuses.
-        NotImplementedError: second derivatives, where it has blocks.
+        NotImplementedError: second derivatives, where it has blocks or
+            `elu_mean`.
 
     Source: {ref}`sec-blocks`, {prf:ref}`prop-fourier`.
     """
@@ -997,7 +998,8 @@ def normalize_elu(
 
     Raises:
         ValueError: fewer than two values for each `d` in training.
-        NotImplementedError: second derivatives, in training.
+        NotImplementedError: second derivatives, in training or with
+            `mean`.
 
     Source: {ref}`sec-normalized-output`, {eq}`eq-columns`.
     """

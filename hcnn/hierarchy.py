@@ -94,7 +94,7 @@ def convolve(
 # %% ../book/02-hierarchy.ipynb #c6bb9efb
 def first_layer(
     images: Float[Tensor, "n c h w"],
-    weight: Float[Tensor, "d c s1 s2"],
+    weight: Float[Tensor, "d c y x"],
     *,
     padding: str = "zero",
 ) -> Float[Tensor, "n d h w"]:
@@ -121,7 +121,7 @@ def first_layer(
     check_axes(
         "first_layer",
         images=(images, "n c h w"),
-        weight=(weight, "d c s1 s2"),
+        weight=(weight, "d c y x"),
     )
     if images.shape[1] != weight.shape[1]:
         raise ValueError(
@@ -141,7 +141,7 @@ def first_layer(
 # %% ../book/02-hierarchy.ipynb #4e3be79e
 def hierarchical_layer(
     x: Float[Tensor, "n *attributes h w"],
-    weight: Float[Tensor, "d *support s1 s2"],
+    weight: Float[Tensor, "d *support y x"],
     *,
     padding: str = "zero",
 ) -> Float[Tensor, "n *attributes d h w"]:
@@ -176,7 +176,7 @@ def hierarchical_layer(
         raise ValueError(
             f"hierarchical_layer: weight has {weight.ndim} axes, shape "
             f"{tuple(weight.shape)}; expected {x.ndim}, as x has: (d, one "
-            "support for each attribute of x, s1, s2)"
+            "support for each attribute of x, y, x)"
         )
     outputs = [convolve(x, w, padding=padding) for w in weight]
     return F.elu(torch.stack(outputs, C_AXIS))

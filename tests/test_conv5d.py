@@ -254,7 +254,7 @@ LAYER = torch.zeros(1, 1, 4, 4, 2, 2)
     [
         (
             lambda: marginal(IMAGE),
-            "marginal: x_j has 4 axes, shape (1, 3, 8, 8); expected 6: (n a b c h w). For an image batch (n c h w), call hierarchical_layer first",
+            "marginal: x_j has 4 axes, shape (1, 3, 8, 8); expected 6: (n a b c h w). Call first_layer on images; give a shallow layer its missing axes: x_1[:, None, None] or x_2[:, None].",
         ),
         (
             lambda: attribute_conv5d(LAYER, torch.zeros(2, 3, 3, 3)),

@@ -360,7 +360,7 @@ def test_stride_2_loses_all_shifts_of_an_axis_of_odd_size():
         (
             lambda: first_layer(noise(1, 3, 5, 5), noise(4, 3, 3)),
             "first_layer: weight has 3 axes, shape (4, 3, 3); expected 4: "
-            "(d c s1 s2)",
+            "(d c y x)",
         ),
         (
             lambda: first_layer(noise(1, 3, 5, 5), noise(4, 1, 3, 3)),

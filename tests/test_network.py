@@ -5,6 +5,7 @@ import json
 import os
 import re
 import sys
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -187,7 +188,7 @@ def test_in_bf16_the_scores_stay_near_and_keep_their_type(
 @pytest.mark.parametrize("plus", [False, True])
 def test_a_fast_engine_carries_means_alone(plus, monkeypatch):
     """Between two layers no array of all three attributes is formed."""
-    own, seen = network(plus=plus).eval(), []
+    own, seen = network(plus=plus, **PAPER).eval(), []
     monkeypatch.setattr("hcnn.network.marginal", seen.append)
     own(images(own))
     assert not seen
@@ -226,18 +227,18 @@ def test_on_a_gpu_a_network_gives_the_scores_of_the_cpu(kind, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (7, 5), (33, 16)])
 def test_any_image_size_is_taken(size):
-    for padding in ("zero", "periodic"):
-        own = network(padding=padding)
+    for padding, norm in product(("zero", "periodic"), (False, True)):
+        own = network(padding=padding, output_norm=norm)
         assert own(images(own, 2, size)).isfinite().all()
 
 
 @pytest.mark.parametrize("padding", ["zero", "periodic"])
-@pytest.mark.parametrize("steps", [0, 3])
+@pytest.mark.parametrize("steps, norm", [(0, False), (3, False), (3, True)])
 @pytest.mark.parametrize("j", range(12))
 def test_just_the_shifts_of_the_proposition_leave_the_scores(
-    j, padding, steps
+    j, padding, steps, norm
 ):
-    own = trained(network(padding=padding), steps)
+    own = trained(network(padding=padding, output_norm=norm), steps)
     with torch.no_grad():
         x_j = own.layer(images(own, size=(16, 16)), j)
         for letter in "abch"[-(x_j.ndim - 2) :]:
