@@ -584,7 +584,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         words = " ".join(str(error).split())
-        if not isinstance(error, MemoryError) and " memory" not in words:
+        known = "out of memory", "allocate memory"  # GPU, CPU
+        if not isinstance(error, MemoryError) and not any(
+            own in words for own in known
+        ):
             raise
         print(
             f"hcnn: out of memory ({words[:100]}…); expected room for what "

@@ -214,12 +214,19 @@ def test_too_little_memory_is_told_in_a_line(error, monkeypatch, capsys):
     assert line.endswith("take a smaller --batch, --size or --model\n")
 
 
-def test_another_error_of_torch_is_not_hidden(monkeypatch):
+@pytest.mark.parametrize(
+    "words",
+    [
+        "shape '[3]' is invalid for input of size 4",
+        "CUDA error: an illegal memory access was encountered",
+    ],
+)
+def test_another_error_of_torch_is_not_hidden(words, monkeypatch):
     def info():
-        raise RuntimeError("shape '[3]' is invalid for input of size 4")
+        raise RuntimeError(words)
 
     monkeypatch.setitem(cli.COMMANDS, "info", info)
-    with pytest.raises(RuntimeError, match="is invalid"):
+    with pytest.raises(RuntimeError, match=re.escape(words)):
         cli.main(["info"])
 
 
