@@ -115,7 +115,7 @@ def ship() -> Iterator[Job]:
         ("hcnn8-cifar10", 60.0),
         ("hcnn-cifar10-periodic", 8.0),
         ("hcnn-cifar10", 8.0),
-        ("hcnn8-cifar10-periodic", 20.0),
+        ("hcnn8-cifar10-periodic", 10.0),
         ("hcnn8-cifar100", 6.0),
         ("hcnn8-plus-cifar100", 6.0),
         ("hcnn8-plus-cifar10", 6.0),
