@@ -6,7 +6,6 @@
 __all__ = [
     "SCHEDULES",
     "DECAYS",
-    "MEETING",
     "AGREE_STEPS",
     "TERMINATED",
     "Recipe",
@@ -842,7 +841,7 @@ def _summary_writer():
 
 
 # %% ../book/08-training.ipynb #d26b06e8
-MEETING = 300.0  # seconds for all processes to come
+_MEETING = 300.0  # seconds for all processes to come
 
 
 def _agreed(store, rank, size):
@@ -863,10 +862,10 @@ def _agreed(store, rank, size):
             for place in places
             if not store.check([f"hcnn/{word}/thanks/{place}"])
         }
-        if time.monotonic() - begin > MEETING:
+        if time.monotonic() - begin > _MEETING:
             raise TimeoutError(
                 f"distributed: processes {sorted(places)} of {size} did not "
-                f"come within {MEETING:.0f} s; expected all; see what "
+                f"come within {_MEETING:.0f} s; expected all; see what "
                 "torchrun says on their machines"
             )
         time.sleep(0.02)
