@@ -17,6 +17,7 @@ import torch
 
 PRECISIONS = ("auto", "bf16", "float32")
 RECORDED = ("torch", "torchvision", "numpy", "safetensors")
+SOURCES = (".", ":!runs", ":!results")  # what a run does not write
 
 
 def rng(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -269,8 +270,8 @@ def environment() -> dict:
         the processor, as torch uses it), amx and avx512_bf16 (None where
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
         without), python, packages (versions, None
-        if missing), commit and dirty (of the project but for runs/, None
-        outside of its repository).
+        if missing), commit and dirty (of the project but for runs/ and
+        results/, to which a run adds; None outside of its repository).
     """
     commit = _git("rev-parse", "HEAD")
     return dict(
@@ -298,7 +299,7 @@ def environment() -> dict:
         dirty=(
             None
             if commit is None
-            else bool(_git("status", "--short", "--", ".", ":!runs"))
+            else bool(_git("status", "--short", "--", *SOURCES))
         ),
     )
 

@@ -286,9 +286,10 @@ def test_the_commit_is_that_of_the_project_and_changes_are_told(
     found = environment()
     assert re.fullmatch("[0-9a-f]{40}", found["commit"])
     assert found["dirty"] is False
-    (tmp_path / "project/runs").mkdir()
-    (tmp_path / "project/runs/new").touch()
-    assert environment()["dirty"] is False
+    for folder in ("runs", "results"):
+        (tmp_path / f"project/{folder}").mkdir()
+        (tmp_path / f"project/{folder}/new").touch()
+        assert environment()["dirty"] is False
     (tmp_path / "project/new").touch()
     assert environment()["dirty"] is True
 
