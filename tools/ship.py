@@ -51,8 +51,8 @@ def readme(text: str, root=None, weights: Path = WEIGHTS) -> str:
     """The README with the table of the networks that come along."""
     kept = {own.path.name: own.data for own in results.entries(root=root)}
     index = json.loads((weights / "index.json").read_text("utf-8"))
-    head = "network", "tested on", "test accuracy", "epochs", "filters"
-    rows = [(*head, "trained numbers"), ("---",) * 6]
+    head = "network", "tested on", "test accuracy", "epochs", "parameters"
+    rows = [(*head, "before folding"), ("---",) * 6]
     for name, about in index.items():
         own = HCNN.load(weights / f"{name}.safetensors")
         rows.append((
