@@ -17,7 +17,6 @@ import torch
 
 PRECISIONS = ("auto", "bf16", "float32")
 RECORDED = ("torch", "torchvision", "numpy", "safetensors")
-SOURCES = (".", ":!runs", ":!results")  # what a run does not write
 
 
 def rng(seed: int, device: str | torch.device = "cpu") -> torch.Generator:
@@ -271,7 +270,7 @@ def environment() -> dict:
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
         without), python, packages (versions, None
         if missing), commit and dirty (of the project but for runs/ and
-        results/, to which a run adds; None outside of its repository).
+        new entries of results/; None outside of its repository).
     """
     commit = _git("rev-parse", "HEAD")
     return dict(
@@ -299,7 +298,12 @@ def environment() -> dict:
         dirty=(
             None
             if commit is None
-            else bool(_git("status", "--short", "--", *SOURCES))
+            else any(
+                not line.startswith("?? results/")
+                for line in _git(
+                    "status", "--short", "--", ".", ":!runs"
+                ).splitlines()
+            )
         ),
     )
 

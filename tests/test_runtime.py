@@ -80,11 +80,12 @@ from hcnn.runtime import keep_memory
 
 assert len(sys.argv) == 1 or keep_memory()
 faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-arrays = lambda: [torch.ones(2**21) for _ in range(8)]  # 8 MiB each
-arrays()
+array = lambda: torch.ones(2**24)  # 64 MiB; glibc may keep up to 32
+for _ in range(10):  # until the heap has a place that is large enough
+    array()
 before = faults()
 for _ in range(10):
-    arrays()
+    array()
 print(faults() - before)
 """
 
@@ -290,6 +291,15 @@ def test_the_commit_is_that_of_the_project_and_changes_are_told(
         (tmp_path / f"project/{folder}").mkdir()
         (tmp_path / f"project/{folder}/new").touch()
         assert environment()["dirty"] is False
+    entry = str(tmp_path / "project/results/new")
+    subprocess.run(
+        ["git", "add", entry], cwd=tmp_path / "project", check=True
+    )
+    assert environment()["dirty"] is True  # no longer a new entry's alone
+    subprocess.run(
+        ["git", "reset", "-q"], cwd=tmp_path / "project", check=True
+    )
+    assert environment()["dirty"] is False
     (tmp_path / "project/new").touch()
     assert environment()["dirty"] is True
 
