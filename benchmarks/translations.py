@@ -57,7 +57,10 @@ from hcnn.translations import (
 SHARES = (0.5, 0.9, 1.0)  # for what is called a small distance
 PROBED = 20_000  # training images that a linear probe learns from
 PICTURED = 3, 5, 7, 9, 11
-WITH_PICTURES = "hcnn-cifar10-periodic"  # no other stores photographs
+SHOWN = {  # of whose images there are pictures, and of which classes
+    "hcnn-cifar10-periodic": ("bird", "automobile", "horse"),
+    "hcnn8-shapes10-periodic": ("star", "ring", "heart"),
+}
 ENOUGH = 0.8  # accuracy, for pictures of what a network has learned
 
 
@@ -184,16 +187,19 @@ class Study:
                 *_, found = self.reordered(split, depth)
                 same["reordered"] = self.train.labels[found] == labels
                 same["nothing"] = same["translated"][:, :1]
-                ours = mean_over_taus(same["translated"])
                 for how, own in same.items():
-                    claim[split][how][depth] = outcome(own, ours)
+                    claim[split][how][depth] = outcome(
+                        own, same["translated"]
+                    )
         return claim
 
     def near(self):
         """Of test images, by τ ≥ 1 how far is moved; what is near.
 
         In units of a small distance. `small` has [same class and near,
-        near, all, standard error of the share of the first two].
+        near, all, standard error of the share of the first two], and of
+        "nothing apart" that of the difference to translations: [right
+        more often there, near, all, standard error], query by query.
         """
         labels = self.test.labels[: self.n, None]
         small = {str(share): {} for share in SHARES}
@@ -223,10 +229,12 @@ class Study:
                     # what the queries whose translates are near find at 0
                     there = same[:, :1].expand_as(same[:, 1:])
                     parts["nothing there"] = there, distances[:, 1:]
+                    apart = there.int() - same[:, 1:].int()
+                    parts["nothing apart"] = apart, distances[:, 1:]
                 for name, (right, far) in parts.items():
                     for share in SHARES:
                         close = far <= scale[share]
-                        both = right & close
+                        both = right * close
                         rows = small[str(share)].setdefault(name, {})
                         rows[depth] = [
                             int(both.sum()),
@@ -376,7 +384,11 @@ class Study:
                     after[indices[:, 1:]],
                     PERIODS.get(name),
                 )
-                add(depth, name, "changed", taus, quantile_labels(change))
+                change = quantile_labels(change)
+                add(depth, name, "changed", taus, change)
+                # 1 and -1 go equally far: what is left is the direction
+                ends = [0, b - 2]
+                add(depth, name, "turned", taus[:, ends], change[:, ends])
         if self.train.factors is None:
             return dict(dependence=rows)
         explained = {name: {} for name in AMOUNTS}
@@ -397,7 +409,7 @@ class Study:
                     change,
                     taus,
                 )
-                explained[name][depth] = [share for _, share in pairs]
+                explained[name][depth] = [own.tolist() for _, own in pairs]
         return dict(dependence=rows, explained=explained)
 
     def by_hand(self, name, amount):
@@ -425,28 +437,35 @@ class Study:
             for depth, own in found.items()
         }
 
-    def pictures(self):
-        """The images of the paper's two figures, and what belongs to them."""
+    def pictures(self, classes):
+        """The images of the paper's two figures, and what belongs to them.
+
+        Args:
+            classes: names: two images are of the first, one of each other.
+        """
         names = self.test.class_names
 
         def first(name, count):
             label = names.index(name)
             return (self.test.labels == label).nonzero()[:count, 0]
 
-        birds = first("bird", 2)
-        inputs = torch.cat([first("automobile", 1), first("horse", 1)])
+        pair = first(classes[0], 2)
+        inputs = torch.cat([first(name, 1) for name in classes[1:]])
         base = self.folder("trained", "train")
         with torch.no_grad():
-            x = self.network.standardize(self.test.images[birds])
+            x = self.network.standardize(self.test.images[pair])
             arrays = attribute_array(self.network, x, 11)
         index = open_index(base, 11)
         near = translated_neighbours(index, arrays)
         which, scale = near.indices[:, :, 0], small_distance(index)
         pictures = self.train.images[which]
-        pictures[:, 0] = self.test.images[birds]
+        pictures[:, 0] = self.test.images[pair]
         below = index[which.flatten()].unflatten(0, which.shape)
         below[:, 0] = arrays
-        wanted = [translate_attribute(arrays, t) for t in range(8)]
+        wanted = [
+            translate_attribute(arrays, tau)
+            for tau in range(arrays.shape[1])
+        ]
         far = near.distances[:, :, 0] / scale
         rows, same, apart = [], [], []
         for depth in PICTURED:
@@ -463,10 +482,10 @@ class Study:
             )
             apart.append(found.distances[:, :, 0] / small_distance(index))
         return {
-            "birds.images": pictures,
-            "birds.arrays": below,
-            "birds.wanted": torch.stack(wanted, 1),
-            "birds.distances": far,
+            "pair.images": pictures,
+            "pair.arrays": below,
+            "pair.wanted": torch.stack(wanted, 1),
+            "pair.distances": far,
             "depths.inputs": self.test.images[inputs],
             "depths.images": torch.stack(rows, 1),
             "depths.same": torch.stack(same, 1),
@@ -549,26 +568,36 @@ def mean_over_taus(same):
     return same[:, min(1, same.shape[1] - 1) :].double().mean(1)
 
 
+def by_parity(same):
+    """For each query the means over odd and over even τ ≥ 1, if any."""
+    parts = dict(odd=same[:, 1::2], even=same[:, 2::2])
+    return {k: v.double().mean(1) for k, v in parts.items() if v.numel()}
+
+
 def outcome(same, ours):
     """Counts [same class, all] by τ; mean and error over the queries.
 
-    `odd` and `even` have mean and error over such τ ≥ 1, if there are any.
+    `odd` and `even` have mean and error over such τ ≥ 1, if there are any;
+    `apart` those of the difference, ours minus these, by the parity of
+    ours and then by that of these.
     """
+
+    def both(values):
+        return [mean(values), values.std().item() / len(values) ** 0.5]
+
     own = mean_over_taus(same)
-    apart = ours - own
-
-    def error(values):
-        return values.std().item() / len(values) ** 0.5
-
-    parity = dict(odd=same[:, 1::2], even=same[:, 2::2])
-    parity = {k: v.double().mean(1) for k, v in parity.items() if v.numel()}
+    difference = both(mean_over_taus(ours) - own)
+    parities = by_parity(same)
     return dict(
         counts=[[int(column.sum()), len(column)] for column in same.T],
-        mean=mean(own),
-        error=error(own),
-        difference=mean(apart),
-        difference_error=error(apart),
-        **{name: [mean(own), error(own)] for name, own in parity.items()},
+        **dict(zip(("mean", "error"), both(own), strict=True)),
+        difference=difference[0],
+        difference_error=difference[1],
+        **{name: both(values) for name, values in parities.items()},
+        apart={
+            first: {k: both(left - v) for k, v in parities.items()}
+            for first, left in by_parity(ours).items()
+        },
     )
 
 
@@ -608,10 +637,10 @@ def study(args, ledger):
     found = json.loads(json.dumps(found))
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        good = found["accuracy"] >= ENOUGH
-        if good and title == f"translate-{WITH_PICTURES}":
+        classes = SHOWN.get(Path(name).name)
+        if classes and found["accuracy"] >= ENOUGH:
             files = [Path(folder, "pictures.safetensors")]
-            own = asked.pictures()
+            own = asked.pictures(classes)
             save_file({k: v.contiguous() for k, v in own.items()}, files[0])
         path = results.record(title, found, root=ledger, files=files)
     print(path)

@@ -1298,7 +1298,7 @@ AMOUNTS = {  # what a factor of shapes10 is changed by, in its own unit
 
 def best_translations(
     before: Float[Tensor, "n b c"], after: Float[Tensor, "n b c"]
-) -> tuple[Int64[Tensor, " n"], float]:
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, " b"]]:
     r"""The translation of each array that comes nearest to another.
 
     Args:
@@ -1306,9 +1306,10 @@ def best_translations(
         after: what they became, $y_i(\delta)$.
 
     Returns:
-        For each pair the $\tau^*$, the smallest of equal ones; and $R^2$,
-        the share of the whole change that one translation of all explains,
-        0 where none does.
+        For each pair the $\tau^*$, the smallest of equal ones; and for
+        each $\tau$ the $R^2_\tau$, the share of the whole change that this
+        translation of all explains: at most 1, below 0 where it leads
+        away, and 0 where nothing changes.
 
     Source: {ref}`sec-meaning`, {eq}`eq-explained`.
     """
@@ -1319,5 +1320,6 @@ def best_translations(
         ]
     )
     total = apart.sum(1)
-    share = 1 - total.min() / total[0] if total[0] > 0 else total[0]
-    return apart.argmin(0), share.item()
+    if total[0] == 0:
+        return apart.argmin(0), torch.zeros_like(total)
+    return apart.argmin(0), 1 - total / total[0]

@@ -1,6 +1,7 @@
 """Arrays, their translations, exact search, files of arrays, statistics."""
 
 import math
+import operator
 import subprocess
 import sys
 import warnings
@@ -679,6 +680,7 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
     from benchmarks import translations as study
     from hcnn import results
 
+    name = "hcnn-cifar10-periodic"
     names = load_pretrained("hcnn8-shapes10").class_names
     names = tuple(dict.fromkeys(("bird", "automobile", "horse", *names)))
 
@@ -715,12 +717,12 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
     monkeypatch.setattr(study.Study, "probes", lambda self: {})
     study.main(
         [
-            f"runs/{study.WITH_PICTURES}",
+            f"runs/{name}",
             *("--queries", "20", "--repeats", "9"),
             *("--results", str(tmp_path), "--arrays", str(tmp_path / "a")),
         ]
     )
-    (entry,) = results.entries(f"translate-{study.WITH_PICTURES}", tmp_path)
+    (entry,) = results.entries(f"translate-{name}", tmp_path)
     assert entry.data["translations"] == 7
     claim = entry.data["claim"]["test"]
     assert set(claim) > {"phases", "shuffled"}
@@ -736,10 +738,10 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
     if path.exists():
         kept = load_file(path)
         assert {name: tuple(own.shape) for name, own in kept.items()} == {
-            "birds.images": (2, 8, 3, 8, 8),
-            "birds.arrays": (2, 8, 8, 10),
-            "birds.wanted": (2, 8, 8, 10),
-            "birds.distances": (2, 8),
+            "pair.images": (2, 8, 3, 8, 8),
+            "pair.arrays": (2, 8, 8, 10),
+            "pair.wanted": (2, 8, 8, 10),
+            "pair.distances": (2, 8),
             "depths.inputs": (2, 3, 8, 8),
             "depths.images": (2, 5, 7, 3, 8, 8),
             "depths.same": (2, 5, 7),
@@ -747,6 +749,56 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
             "depths.depths": (5,),
         }
         assert (kept["depths.distances"] > 0).all()
+        train, test = parts
+
+        def arrays_of(images, depth):
+            with torch.no_grad():
+                x = network.standardize(images)
+                return own.attribute_array(network, x, depth)
+
+        def expect_nearest(images, wanted, depth):
+            """Are these the images of training nearest to the arrays?"""
+            known = arrays_of(train.images, depth)
+            apart = (known - wanted[:, None]).norm(dim=(2, 3)).argmin(1)
+            assert torch.equal(images, train.images[apart])
+            return apart
+
+        labels = [names.index(word) for word in study.SHOWN[name]]
+        first = [(test.labels == label).nonzero()[:, 0] for label in labels]
+        for image, here in enumerate(first[0][:2]):
+            pictures, below, wanted, _ = (
+                kept[f"pair.{k}"][image]
+                for k in ("images", "arrays", "wanted", "distances")
+            )
+            assert torch.equal(pictures[0], test.images[here])
+            (array,) = arrays_of(test.images[here, None], 11)
+            expected = [
+                own.translate_attribute(array[None], tau)[0]
+                for tau in range(8)
+            ]
+            assert_close(wanted, torch.stack(expected))
+            assert_close(below[0], array)
+            apart = expect_nearest(pictures[1:], wanted[1:], 11)
+            assert_close(below[1:], arrays_of(train.images, 11)[apart])
+        for image, here in enumerate(rows[0] for rows in first[1:]):
+            assert torch.equal(
+                kept["depths.inputs"][image], test.images[here]
+            )
+            for row, depth in enumerate(study.PICTURED):
+                array = arrays_of(test.images[here, None], depth)
+                wanted = [
+                    own.translate_attribute(array, tau)[0]
+                    for tau in range(1, 8)
+                ]
+                apart = expect_nearest(
+                    kept["depths.images"][image, row],
+                    torch.stack(wanted),
+                    depth,
+                )
+                assert torch.equal(
+                    kept["depths.same"][image, row],
+                    train.labels[apart] == test.labels[here],
+                )
 
 
 def test_the_error_of_a_share_counts_a_query_once():
@@ -868,12 +920,27 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
             assert ours["even"][0] == pytest.approx(two)
             spread = (60 / 59 * two * (1 - two) / 60) ** 0.5
             assert ours["even"][1] == pytest.approx(spread)
+        for depth, ours in claim["translated"].items():
+            other = claim["shuffled"][depth]
+            for first in ("odd", "even"):
+                for second in ("odd", "even"):
+                    middle, error = other["apart"][first][second]
+                    assert middle == pytest.approx(
+                        ours[first][0] - other[second][0]
+                    )
+                    assert 0 <= error < 0.1
+                assert ours["apart"][first][first] == [0, 0]
+            assert claim["mean"][depth]["apart"]["odd"] == {}
     for ways in found["small"].values():
         for how, rows in ways.items():
             for same, close, every, error in rows.values():
-                assert same <= close <= every
+                assert abs(same) <= close <= every
                 assert every == (60 if how == "nothing" else 180)
                 assert error > 0 or not 0 < same < close
+                assert same >= 0 or how == "nothing apart"
+        for depth, (more, *_) in ways["nothing apart"].items():
+            both = (ways[k][depth] for k in ("nothing there", "translated"))
+            assert more == operator.sub(*(own[0] for own in both))
         plainly, ours = ways["nothing there"], ways["translated"]
         for depth, (_, close, _, _) in plainly.items():
             assert close == ours[depth][1]
@@ -889,11 +956,16 @@ def test_a_study_measures_all_that_the_chapter_reads(tmp_path, monkeypatch):
         one, two, three = rows["translated"]["moved"]
         assert one == pytest.approx(three) and two > 1.3 * one
     questions = {row["question"] for row in found["dependence"]}
-    assert questions == {"nearest", "kept", "changed", "by hand"}
+    assert questions == {"nearest", "kept", "changed", "turned", "by hand"}
     properties = {row["property"] for row in found["dependence"]}
     assert properties == {*FACTORS, "class"}
     assert all(0.1 <= row["p"] <= 1 for row in found["dependence"])
     assert set(found["explained"]) == set(own.AMOUNTS)
+    for name, amounts in own.AMOUNTS.items():
+        for shares in found["explained"][name].values():
+            assert len(shares) == len(amounts)
+            for first, *others in shares:
+                assert first == 0 and len(others) == 3 and max(others) <= 1
     assert set(found["probes"]) == {"centre", "mean", "layer"}
     for read in ("mean", "layer"):
         deep = found["probes"][read]["trained"]["linear probe"]
