@@ -1089,6 +1089,10 @@ d = {
                 "08-training.html#total_steps",
                 "hcnn/training.py",
             ),
+            "hcnn.training.under_torchrun": (
+                "08-training.html#under_torchrun",
+                "hcnn/training.py",
+            ),
             "hcnn.training.write_checkpoint": (
                 "08-training.html#write_checkpoint",
                 "hcnn/training.py",

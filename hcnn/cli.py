@@ -150,10 +150,10 @@ def train(
         tensorboard: write event files into the folder, too.
     """
     from . import runs, runtime
-    from .training import distributed, place
+    from .training import distributed, place, under_torchrun
     from .training import recipe as known
 
-    if device is not None and "RANK" in os.environ:
+    if device is not None and under_torchrun():
         raise ValueError(
             f"train: --device {device} under torchrun; expected none: each "
             "process takes its own GPU; CUDA_VISIBLE_DEVICES= hides them"
@@ -168,7 +168,7 @@ def train(
     own = known(recipe, **changes)
     if data is None:
         data = "shapes10"
-        if os.environ.get("RANK", "0") == "0":
+        if not under_torchrun() or os.environ["RANK"] == "0":
             print("no --data named: using shapes10, drawn images")
     model = model or runs.default_model(data)
     title = (
@@ -200,7 +200,7 @@ def train(
     if done is None:
         if first:
             print(f"{folder}: saved; the same command goes on")
-        if "RANK" not in os.environ:  # torchrun would take it for a failure
+        if not under_torchrun():  # which would take it for a failure
             sys.exit(UNFINISHED)
     if done is None or not first:
         return
@@ -234,8 +234,10 @@ def _checked(device):
 
 def _command():
     """What was typed."""
+    from .training import under_torchrun
+
     words, known = ["hcnn", *_typed], os.environ
-    if "RANK" in known:
+    if under_torchrun():
         words = [
             *("torchrun", "--nnodes", known.get("GROUP_WORLD_SIZE", "1")),
             *("--nproc-per-node", known.get("LOCAL_WORLD_SIZE", "1")),

@@ -311,13 +311,33 @@ def read(folder: str | Path) -> dict:
         )
     try:
         data = json.loads(path.read_text("utf-8"))
-        data["seeds"][0]["accuracy"], data["data"]["source"]
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+        _check(data)
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(
             f"runs: {path} is not the record of a training run ({error!r}); "
             "expected one that hcnn train wrote"
         ) from None
     return data
+
+
+def _check(data):
+    """Has a record what is read of it?"""
+    about = data["data"]
+    for name, kind in (
+        ("source", str),
+        ("test_sha256", str),
+        ("validation", int),
+    ):
+        if not isinstance(about[name], kind):
+            raise TypeError(f"data.{name} is {about[name]!r}")
+    data["seeds"][0]
+    for row in data["seeds"]:
+        for name, kind in (("seed", int), ("accuracy", (int, float))):
+            if not isinstance(row[name], kind):
+                raise TypeError(f"{name} of a seed is {row[name]!r}")
+        both = data | row
+        both["device"], both["environment"]["packages"]["torch"]
+        both["environment"]["hardware"]
 
 
 def model_path(folder: str | Path, seed: int) -> Path:
@@ -512,8 +532,9 @@ def _same_kind(then, now):
     """Is what decides the last digits of a sum as it was?"""
     old, new = then["environment"], now["environment"]
     keys = "hardware", "gpu", "threads", "avx512_bf16", "amx", "capability"
+    kinds = (torch.device(own["device"]).type for own in (then, now))
     return (
-        then["device"] == now["device"]
+        len(set(kinds)) == 1
         and old["packages"]["torch"] == new["packages"]["torch"]
         and all(old[k] == new[k] for k in keys if k in old)
     )
@@ -569,6 +590,6 @@ def _run_line(folder):
     step = int(kept[-1].name.removeprefix("step-"))
     try:
         digest = (kept[-1] / "SHA256SUMS").read_text("ascii")[:12]
-    except OSError as error:
+    except (OSError, ValueError) as error:
         digest = f"unreadable ({error})"
     return f"{folder}: step {step:,}, sha256 {digest}"

@@ -27,6 +27,7 @@ __all__ = [
     "differences",
     "history",
     "Journal",
+    "under_torchrun",
     "distributed",
     "place",
     "Trainer",
@@ -648,7 +649,13 @@ def read_checkpoint(
     """
     from safetensors import SafetensorError
 
-    damage = ValueError, KeyError, TypeError, SafetensorError
+    damage = (
+        ValueError,
+        KeyError,
+        TypeError,
+        RecursionError,
+        SafetensorError,
+    )
     found = checkpoints(folder)
     for path in reversed(found):
         try:
@@ -745,11 +752,12 @@ def history(rows: list[dict]) -> list[dict]:
 def _read_log(path, step):
     """The rows of a log up to a step, or up to the first damaged line."""
     lines = path.read_bytes().splitlines() if path.exists() else []
-    rows = itertools.takewhile(
-        lambda row: row and row["step"] <= step, map(_row, lines)
-    )
-    rows = list(rows)
-    last = rows[-1]["step"] if rows else 0
+    rows, last = [], 0
+    for row in map(_row, lines):
+        if row is None or not last < row["step"] <= step:
+            break
+        rows.append(row)
+        last = row["step"]
     if last < step:  # a checkpoint comes after the row of its step
         warnings.warn(
             f"Trainer: {path} is damaged, its rows from step {last + 1} to "
@@ -763,10 +771,13 @@ def _row(line):
     """The row in a line of a log; None for what is none."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    wanted = {"step", "epoch", "end", "loss"}
-    return row if isinstance(row, dict) and wanted <= row.keys() else None
+    wanted = dict(step=int, epoch=(int, float), end=bool, loss=float)
+    known = isinstance(row, dict) and all(
+        isinstance(row.get(name), kind) for name, kind in wanted.items()
+    )
+    return row if known else None
 
 
 # %% ../book/08-training.ipynb #5f3fea3a
@@ -873,6 +884,14 @@ def _agreed(store, rank, size):
 
 
 # %% ../book/08-training.ipynb #d5dfd2fd
+def under_torchrun() -> bool:
+    """Did torchrun start this process? It names rank and number of all.
+
+    Source: {ref}`sec-distributed`.
+    """
+    return {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys()
+
+
 @contextmanager
 def distributed():
     """Join the processes that torchrun started, if it did.
@@ -888,7 +907,7 @@ def distributed():
 
     Source: {ref}`sec-distributed`.
     """
-    if not {"RANK", "WORLD_SIZE", "LOCAL_RANK"} <= os.environ.keys():
+    if not under_torchrun():
         yield best_device()
         return
     device, local = torch.device("cpu"), int(os.environ["LOCAL_RANK"])
@@ -1113,9 +1132,12 @@ def _set_aside(folder, path):
 
 
 def _check_restart(folder):
-    """Refuse to begin anew after torchrun restarted a run."""
+    """Refuse to begin anew after torchrun restarted a run.
+
+    The record of a seed before it says that the storage is shared.
+    """
     restarts = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    if restarts != "0":
+    if restarts != "0" and not Path(folder).with_name("run.json").exists():
         raise ValueError(
             f"Trainer: restart {restarts}, and no checkpoint in {folder} "
             f"on {socket.gethostname()}; expected one; the folder must be on "
@@ -1439,6 +1461,12 @@ class _Kept:
         if found:
             path, model, others, about = found
             _same_run(path, self.about, about)
+            if about["step"] > learner.steps:
+                raise ValueError(
+                    f"Trainer: {path} is of a run of {learner.steps} steps; "
+                    "expected one of them; remove it to go on from the one "
+                    "before"
+                )
             _refill(path, learner.tensors(), (model, others))
             learner.step, learner.seconds = about["step"], about["seconds"]
             _same_precision(learner, about)

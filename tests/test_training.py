@@ -586,6 +586,23 @@ def test_a_restart_that_finds_no_checkpoint_is_refused(
     assert train(tmp_path / "next")[1]["finished"]
 
 
+def test_a_restart_between_two_seeds_goes_on(tmp_path, monkeypatch):
+    """The record of the first says that the storage is shared."""
+    monkeypatch.setattr(training._Kept, "begun", False)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    (tmp_path / "run.json").write_text("{}")
+    assert train(tmp_path / "seed-1")[1]["finished"]
+
+
+def test_a_checkpoint_after_the_last_step_is_refused(tmp_path):
+    train(tmp_path, run=dict(stop_after=0.0))
+    _, _, state, about = read_checkpoint(tmp_path)
+    network = HCNN.load(checkpoints(tmp_path)[-1] / "model.safetensors")
+    write_checkpoint(tmp_path, network, state, about | dict(step=99))
+    with pytest.raises(ValueError, match="step-00000099 is of a run of 8"):
+        train(tmp_path)
+
+
 def test_two_checkpoints_are_kept_and_can_be_checked(tmp_path):
     train(tmp_path, save_minutes=0.0)
     names = [path.name for path in checkpoints(tmp_path)]
@@ -917,8 +934,22 @@ def test_the_log_is_cut_back_to_the_checkpoint(tmp_path):
         b'{"step": 2, "lo',
         b"[2]\n",
         b'{"a": 2}\n',
+        b"[" * 10**5,
+        b'{"step": "1", "epoch": 0.4, "end": false, "loss": 1.0}\n',
+        b'{"step": 1, "epoch": 0.4, "end": true, "loss": 1.0}\n',
+        b'{"step": 1, "epoch": 0.4, "end": false, "loss": null}\n',
     ],
-    ids=["zeros", "noise", "half", "list", "other"],
+    ids=[
+        "zeros",
+        "noise",
+        "half",
+        "list",
+        "other",
+        "deep",
+        "text",
+        "again",
+        "nothing",
+    ],
 )
 def test_a_log_that_ends_in_garbage_is_read_up_to_it(tmp_path, end):
     train(tmp_path, run=dict(stop_after=0.0))
