@@ -270,7 +270,8 @@ def environment() -> dict:
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
         without), python, packages (versions, None
         if missing), commit and dirty (of the project but for runs/ and
-        new entries of results/; None outside of its repository).
+        new entries of results/; None outside of its repository, where
+        HCNN_COMMIT may name the commit of a copy).
     """
     commit = _git("rev-parse", "HEAD")
     return dict(
@@ -294,7 +295,7 @@ def environment() -> dict:
         or None,
         python=platform.python_version(),
         packages={name: _version(name) for name in RECORDED},
-        commit=commit,
+        commit=commit or os.environ.get("HCNN_COMMIT"),
         dirty=(
             None
             if commit is None

@@ -1,10 +1,10 @@
 """A figure with sliders, in Jupyter and in the built page.
 
 `explore(draw, x=range(5))` shows `draw(x)` for the chosen `x`. The sliders
-choose among pictures inside the browser, without a kernel. In a running
-notebook a picture is computed when its slider first reaches it; with
-`HCNN_WIDGETS=frames`, which `make chapters` sets, all are computed at once,
-so that the built page has them.
+in a running notebook ask for a picture, which is computed when it is first
+asked for. With `HCNN_WIDGETS=frames`, which `make chapters` sets, all are
+computed at once, and the sliders choose among them inside the browser, so
+that the built page needs no kernel.
 """
 
 import io
@@ -38,30 +38,24 @@ def sound_bytes(samples: torch.Tensor, rate: int) -> bytes:
     return buffer.getvalue()
 
 
-class _Frame(ipywidgets.VBox):
-    """One picture (and its sound), computed once, when asked for."""
+def _shown(made, dpi: int) -> tuple[ipywidgets.Widget, ...]:
+    """A picture, and its sound if it has one."""
+    figure, sound = made if isinstance(made, tuple) else (made, None)
+    image = ipywidgets.Image(
+        value=_webp(figure, dpi),
+        format="webp",
+        layout={"max_width": "100%", "height": "auto"},
+    )
+    if sound is None:
+        return (image,)
+    return image, ipywidgets.Audio(
+        value=sound_bytes(*sound), autoplay=False, loop=False
+    )
 
-    def __init__(self, make: Callable, dpi: int):
-        self._make, self._dpi = make, dpi
-        super().__init__()
 
-    def fill(self) -> None:
-        if self.children:
-            return
-        made = self._make()
-        figure, sound = made if isinstance(made, tuple) else (made, None)
-        image = ipywidgets.Image(
-            value=_webp(figure, self._dpi),
-            format="webp",
-            layout={"max_width": "100%", "height": "auto"},
-        )
-        self.children = [image]
-        if sound is not None:
-            self.children += (
-                ipywidgets.Audio(
-                    value=sound_bytes(*sound), autoplay=False, loop=False
-                ),
-            )
+def as_frames() -> bool:
+    """Does the environment ask for every picture, HCNN_WIDGETS=frames?"""
+    return os.environ.get("HCNN_WIDGETS") == "frames"
 
 
 def _refuse_unknown(argument: str, given: dict, names: list) -> None:
@@ -96,8 +90,8 @@ def explore(
             of pictures is the product of their lengths.
 
     Returns:
-        Sliders over a stack of stacks of pictures. The links run
-        in the browser, so it works in a page without a kernel.
+        Sliders over a picture; as frames, over a stack of stacks of
+        pictures, with links that run in the browser.
 
     Raises:
         ValueError: no argument to choose, fewer than two values, a start
@@ -134,15 +128,16 @@ def explore(
         )
         for name in names
     }
-    cells = {}
+
+    def picture(chosen: tuple[int, ...]):
+        pairs = zip(names, chosen, strict=True)
+        arguments = {name: values[name][i] for name, i in pairs}
+        return _shown(draw(**arguments), dpi)
 
     def build(chosen: tuple[int, ...]):
         """The picture of `chosen`, or a stack over the next argument."""
         if len(chosen) == len(names):
-            pairs = zip(names, chosen, strict=True)
-            arguments = {name: values[name][i] for name, i in pairs}
-            cells[chosen] = _Frame(lambda: draw(**arguments), dpi)
-            return cells[chosen]
+            return ipywidgets.VBox(picture(chosen))
         name = names[len(chosen)]
         stack = ipywidgets.Stack(
             [build((*chosen, i)) for i in range(len(values[name]))],
@@ -153,20 +148,20 @@ def explore(
         )
         return stack
 
-    pictures = build(())
-
-    def fill_chosen(_=None):
-        cells[tuple(slider.index for slider in sliders.values())].fill()
-
-    if frames is None:
-        frames = os.environ.get("HCNN_WIDGETS") == "frames"
-    if frames:
-        for frame in cells.values():
-            frame.fill()
+    if as_frames() if frames is None else frames:
+        pictures = build(())
     else:
-        fill_chosen()
+        pictures, drawn = ipywidgets.VBox(), {}
+
+        def show(_=None):
+            chosen = tuple(slider.index for slider in sliders.values())
+            if chosen not in drawn:
+                drawn[chosen] = picture(chosen)
+            pictures.children = drawn[chosen]
+
+        show()
         for slider in sliders.values():
-            slider.observe(fill_chosen, "index")
+            slider.observe(show, "index")
     box = ipywidgets.VBox([*sliders.values(), pictures])
     box.add_class("hcnn-explore")
     return box

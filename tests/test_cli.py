@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 from torch.testing import assert_close
@@ -310,6 +311,9 @@ def searched(tmp_path_factory):
 def test_translate_draws_each_translation(searched, tmp_path, capsys):
     from PIL import Image
 
+    from hcnn.data import load_dataset, read_image
+    from hcnn.translations import attribute_array, translate_attribute
+
     options = [
         "--model", searched / "periodic.safetensors",
         "--data", searched / "images", "--depth", "7",
@@ -322,8 +326,46 @@ def test_translate_draws_each_translation(searched, tmp_path, capsys):
     assert [line[:5] for line in told.splitlines()[1:5]] == [
         f"tau {tau}" for tau in range(4)
     ]
+    # each line, and each picture, is what a search by hand finds
+    data = load_dataset(searched / "images", "train")
+    network = HCNN.load(searched / "periodic.safetensors")
+    pixels = read_image(searched / "grey.png", 32)
+
+    @torch.no_grad()
+    def arrays_of(images):
+        return attribute_array(network, network.standardize(images), 7)
+
+    (array,), known = arrays_of(pixels[None]), arrays_of(data.images)
+    columns = [(pixels, array, array)]
+    small = float(re.search(r"in units of (\S+),", told)[1])
+    for tau, line in enumerate(told.splitlines()[1:5]):
+        wanted = translate_attribute(array[None], tau)[0]
+        far = (known - wanted).norm(dim=(1, 2))
+        which = int(far.argmin())
+        name = data.class_names[data.labels[which]]
+        start = f"tau {tau}: {name}, image {which}, distance "
+        assert line.startswith(start)
+        units = float(line.removeprefix(start).partition(",")[0])
+        assert abs(units - far[which].item() / small) < 0.006
+        columns.append((data.images[which], wanted, known[which]))
     with Image.open(out) as picture:
-        wide = picture.size
+        wide, sheet = picture.size, torch.tensor(numpy.array(picture))
+    for column, (image, wanted, there) in enumerate(columns):
+        left, top = 8 + 136 * column, 8
+        for own in (image, wanted, there):
+            if own.ndim == 3:
+                tile = own.permute(1, 2, 0)
+            else:
+                low, high = own.min(), own.max()
+                tile = (255 * (own - low) / (high - low)).round()
+                tile = tile[..., None].expand(-1, -1, 3)
+            tall = 128 * tile.shape[0] // tile.shape[1]
+            y = (torch.arange(tall) + 0.5) * tile.shape[0] / tall
+            x = (torch.arange(128) + 0.5) * tile.shape[1] / 128
+            tile = tile[y.long()][:, x.long()]
+            shown = sheet[top : top + tall, left : left + 128]
+            assert (shown.float() - tile.float()).abs().max() <= 1
+            top += tall + 8
     (kept,) = (tmp_path / "arrays").iterdir()
     time = (kept / "about.json").stat().st_mtime_ns
     cli.main([*map(str, command), "--tau", "1", "3", "--share", "0"])

@@ -286,6 +286,8 @@ def test_the_commit_is_that_of_the_project_and_changes_are_told(
     assert runtime.repository() == tmp_path / "project"
     found = environment()
     assert re.fullmatch("[0-9a-f]{40}", found["commit"])
+    monkeypatch.setenv("HCNN_COMMIT", "abc")  # git knows better
+    assert environment() | dict(date="") == found | dict(date="")
     assert found["dirty"] is False
     for folder in ("runs", "results"):
         (tmp_path / f"project/{folder}").mkdir()
@@ -315,6 +317,9 @@ def test_the_commit_of_another_repository_is_not_ours(
     )
     monkeypatch.chdir(tmp_path)
     assert environment()["commit"] is None
+    monkeypatch.setenv("HCNN_COMMIT", "abc")  # of a copy without .git
+    found = environment()
+    assert found["commit"] == "abc" and found["dirty"] is None
 
 
 def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
