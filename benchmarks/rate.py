@@ -58,7 +58,7 @@ def trainer(data: Dataset, own: Recipe) -> float:
     return result["steps"] * own.batch / seconds
 
 
-def measure(rounds: int = 7, steps: int = 30, **changes) -> dict:
+def measure(rounds: int = 25, steps: int = 30, **changes) -> dict:
     """Medians over rounds, by turns; the first round is left out."""
     own = recipe("modern", epochs=1.0, **changes)
     data = shapes10(steps * own.batch)
