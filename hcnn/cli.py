@@ -395,9 +395,10 @@ def translate(
     from .data import load_dataset, read_image
     from .runtime import write
     from .translations import (
-        attribute_array,
+        attribute_arrays,
         open_index,
         small_distance,
+        smooth_attribute,
         store_arrays,
         translate_attribute,
         translated_neighbours,
@@ -409,7 +410,8 @@ def translate(
             f"translate: --share is {share}, --size {size}, --tau {tau}; "
             "expected 0 to 1, 1 or more, and at least one number"
         )
-    if not out.parent.is_dir() or out.resolve() == image.resolve():
+    same = out.resolve() == image.resolve()
+    if same or out.is_dir() or not out.parent.is_dir():
         raise ValueError(
             f"translate: --out is {out}; expected another file than the "
             "image, in a folder that exists"
@@ -419,7 +421,8 @@ def translate(
     network = runs.find_network(model)
     with torch.no_grad():
         standard = network.standardize(pixels[None])
-        array = attribute_array(network, standard, depth, smooth)
+        array = attribute_arrays(network, standard, [depth])[depth]
+        array = smooth_attribute(array, smooth)
     taus = tuple(range(array.shape[1])) if tau is None else tau
     wanted = [translate_attribute(array, t) for t in taus]
     images = load_dataset(data, "train", size=size)

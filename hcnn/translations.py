@@ -259,14 +259,14 @@ def attribute_array(
     return smooth_attribute(arrays[depth], smooth)
 
 
-def _warn_of_borders(function, network):
+def _warn_of_borders(function, network, stacklevel=3):
     """Say why translations differ where there is zero padding."""
     if network.config.padding == "zero":
         warnings.warn(
             f"{function}: this network pads with zeros, so its attributes "
             "have ends; a translation puts together what does not belong "
             "together there; a network named …-periodic has none",
-            stacklevel=3,
+            stacklevel=stacklevel,
         )
 
 
@@ -481,7 +481,7 @@ def _check_search(index, queries, k, exclude):
         raise ValueError(
             f"search: queries of shape {tuple(queries.shape)}; the arrays "
             f"of this index have {index.stored.shape}; give at least one, "
-            "of the same depth and network"
+            "of the network, the depth and the position of the arrays"
         )
     norms = queries.double().flatten(1).norm(dim=1)
     _check_size("search: queries", norms.max())
@@ -763,7 +763,8 @@ def store_arrays(
 ) -> Path:
     """Compute the arrays of all images, unless they are there already.
 
-    Warns where they are, but damaged, and computes them anew.
+    Warns where they are, but damaged, and computes them anew; and of a
+    network with zero padding.
 
     Args:
         network: in `eval`, with mean and std.
@@ -791,6 +792,7 @@ def store_arrays(
             f"store_arrays: {len(data)} images, {batch} at a time; expected "
             "at least one of both"
         )
+    _warn_of_borders("store_arrays", network, stacklevel=4)  # and no_grad
     home = network.W1.weight.device
     device = torch.device(device or best_device())
     with autocast(device, precision):
@@ -837,6 +839,7 @@ def open_index(
     depth: int,
     smooth: int = 2,
     data: Dataset | None = None,
+    network: Cascade | None = None,
     **options,
 ) -> ArrayIndex:
     """The index over the arrays of one depth in a folder.
@@ -846,11 +849,13 @@ def open_index(
         depth: 3 to 11.
         smooth: as for `smooth_attribute`.
         data: the data set, to be sure that it is the one of the arrays.
+        network: to be sure that the arrays are its own; queries of another
+            network or depth have the same shape.
         options: `engine` and `device` of `ArrayIndex`.
 
     Raises:
         FileNotFoundError: no such folder, or not this depth.
-        ValueError: a damaged folder, or another data set.
+        ValueError: a damaged folder, another data set or network.
 
     Source: {ref}`sec-store`.
     """
@@ -864,7 +869,7 @@ def open_index(
     try:
         kept = json.loads(about.read_text("utf-8"))
         whole = path.stat().st_size == kept["sizes"][path.name]
-        options["data_sha256"] = kept["data"]
+        options["data_sha256"], owner = kept["data"], kept["network"]
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -875,6 +880,11 @@ def open_index(
     index = ArrayIndex(path, smooth, **options)
     if data is not None:
         index.check(data)
+    if network is not None and network_digest(network) != owner:
+        raise ValueError(
+            f"open_index: the arrays in {folder} are of another network; "
+            "expected those of this one; call store_arrays with it"
+        )
     return index
 
 

@@ -390,6 +390,7 @@ def test_translate_says_what_is_wrong(searched, tmp_path, capsys):
         ((*model, *data, "--tau"), "at least one number"),
         ((*model, *data, "--out", image), "another file"),
         ((*model, *data, "--out", "nowhere/a.png"), "a folder that exists"),
+        ((*model, *data, "--out", tmp_path), "another file"),
         (model, "does not say what it was trained on"),
         (("--model", "hcnn8-shpes10"), "comes with the package"),
         ((*data, "--model", "nothing"), "comes with the package"),

@@ -667,6 +667,100 @@ def test_an_untrained_twin_leaves_the_network_alone(network, shapes):
     assert twin.config == network.config and not twin.training
     again = own.untrained_twin(network, shapes.images)
     assert own.network_digest(again) == own.network_digest(twin)
+    fresh = HCNN(network.config, **network.about)
+    running = [
+        (name, given, fresh.state_dict()[name])
+        for name, given in twin.state_dict().items()
+        if name.rpartition(".")[2] in ("running_mean", "running_var")
+    ]
+    assert len(running) >= 20  # of every layer
+    for name, given, begun in running:
+        assert (given - begun).abs().max() > 1e-3, name
+
+
+def test_an_index_knows_its_network_and_zero_padding_is_told(
+    network, shapes, tmp_path
+):
+    folder = own.store_arrays(network, shapes, tmp_path)
+    own.open_index(folder, 7, network=network)
+    twin = own.untrained_twin(network, shapes.images)
+    with pytest.raises(ValueError, match="of another network"):
+        own.open_index(folder, 7, network=twin)
+    zero = load_pretrained("hcnn8-shapes10")
+    for _ in range(2):  # where they are there already, too
+        with pytest.warns(UserWarning, match="store_arrays: .* pads with"):
+            own.store_arrays(zero, shapes.subset(5), tmp_path)
+
+
+def test_a_study_asks_what_it_says_of_the_properties(
+    network, tmp_path, monkeypatch
+):
+    """Both columns of each question, from neighbours that are known."""
+    from benchmarks import translations as study
+
+    train, test = shapes10(60, 0), shapes10(40, 0, "test")
+    asked = study.Study(network, train, test, 40, tmp_path)
+    near = torch.randint(60, (40, 4), generator=rng(0))
+    monkeypatch.setattr(asked, "moved", lambda *_: (None, None, near))
+    columns = []
+
+    def keep(first, second, repeats):
+        columns.append((first, second))
+        return own.Dependence(0.0, 0.0, 1.0)
+
+    monkeypatch.setattr(study, "permutation_test", keep)
+    plain, changed = asked.by_hand(None, 0), []
+    found = asked.dependence(1)
+    rows = zip(found["dependence"], columns, strict=True)
+    asks = {
+        (row["property"], row["question"]): two
+        for row, two in rows
+        if row["depth"] == 5
+    }
+
+    few = int(test.labels.bincount().min())
+    order = torch.stack(
+        [(test.labels == k).nonzero()[:few, 0] for k in range(10)]
+    )
+    one = near[torch.arange(40), 1 + torch.arange(40) % 3]
+    there, here = train.factors, test.factors
+    period = dict(hue=1, background=1, orientation=360)
+    for name in ("hue", "orientation", "w"):
+        groups = own.quantile_labels(here[name])[order]
+        for question, images in (("nearest", near[:, 0]), ("kept", one)):
+            first, second = asks[name, question]
+            assert torch.equal(first, groups)  # rows are classes
+            after = own.quantile_labels(there[name][images])[order]
+            assert torch.equal(second, after)
+        change = there[name][near[:, 1:]] - here[name][:, None]
+        if name in period:
+            half = period[name] / 2
+            change = (change + half) % period[name] - half
+        change = own.quantile_labels(change)
+        taus, second = asks[name, "changed"]
+        assert torch.equal(second, change)
+        assert taus.tolist() == [[0, 1, 2]] * 40
+        taus, second = asks[name, "turned"]
+        assert torch.equal(second, change[:, [0, 2]])
+        assert taus.tolist() == [[0, 2]] * 40
+
+    for amount in own.AMOUNTS["w"]:
+        drawn = redraw(test, torch.arange(40), w=here["w"] + amount)
+        standard = network.standardize(drawn)
+        with torch.no_grad():
+            changed.append(own.attribute_array(network, standard, 5))
+        mine = asked.by_hand("w", amount)[5]
+        assert (mine - changed[-1]).abs().max() < 1e-5
+        assert (mine - plain[5]).abs().max() > 1e-2
+    pairs = [own.best_translations(plain[5], image) for image in changed]
+    amounts, taus = asks["w", "by hand"]
+    assert amounts.tolist() == [[0, 1, 2, 3, 4, 5]] * 40
+    agree = (taus == torch.stack([best for best, _ in pairs], 1)).double()
+    assert agree.mean() > 0.99  # rounding may decide between equal ones
+    kept = torch.tensor(found["explained"]["w"][5])
+    assert (
+        kept - torch.stack([own for _, own in pairs])
+    ).abs().max() < 1e-4
 
 
 @pytest.mark.parametrize("accuracy", [0.79, 0.81])
