@@ -3,7 +3,8 @@
 `python -m benchmarks.training PLAN` trains one network after the other, from
 wherever the last call stopped: runs are in runs/, an entry is added to
 results/ as each is finished. Give it --minutes, and call it again until it
-ends with status 0. CIFAR is where HCNN_DATA says.
+ends with status 0. CIFAR is where HCNN_DATA says; runs whose images are
+missing are left out, and the status is 4.
 """
 
 import argparse
@@ -24,7 +25,7 @@ from hcnn.network import preset
 from hcnn.runtime import best_device, keep_memory
 from hcnn.training import recipe
 
-UNFINISHED = 3
+UNFINISHED, MISSING = 3, 4
 HELD_OUT = 5_000  # training images that choices are judged by
 
 
@@ -40,7 +41,7 @@ def job(
     model, name, entry=None, seeds=(0,), validation=0, **changes
 ) -> Job:
     """A preset by a recipe; `changes` of either go where they belong."""
-    data = model.partition("-")[2].removeprefix("plus-").partition("-")[0]
+    data = runs.default_data(model)
     known = vars(recipe(name))
     ours = {k: v for k, v in changes.items() if k in known}
     theirs = {k: v for k, v in changes.items() if k not in known}
@@ -148,6 +149,10 @@ def drawn(job: Job) -> tuple[Dataset, Dataset]:
     return train, test
 
 
+def own_images(job: Job) -> tuple[Dataset, Dataset]:
+    return runs.datasets(job.run.data, job.run.validation, job.run.root)
+
+
 def same(job: Job, data: dict) -> bool:
     """Is this the record of the job's network, recipe and images?"""
     run, images = job.run, data["data"]
@@ -215,7 +220,7 @@ def main(arguments: list[str] | None = None) -> int:
     ledger = place / "results" if chosen.dry else ROOT / "results"
     torch.backends.cudnn.benchmark = True
     keep_memory()
-    begin = time.monotonic()
+    begin, missing = time.monotonic(), 0
     for job in PLANS[chosen.plan]():
         own = dry(job) if chosen.dry else job
         if (chosen.only or "") not in job.entry or recorded(own, ledger):
@@ -225,6 +230,12 @@ def main(arguments: list[str] | None = None) -> int:
             left = chosen.minutes - (time.monotonic() - begin) / 60
             if left <= 0:
                 return stopped(job)
+        try:
+            images = (drawn if chosen.dry else own_images)(own)
+        except ValueError as error:  # other data may be there
+            print(f"{job.entry}: left out; {error}", flush=True)
+            missing += 1
+            continue
         make_room(own, place / job.entry)
         done = runs.train(
             own.run,
@@ -234,13 +245,13 @@ def main(arguments: list[str] | None = None) -> int:
             device=chosen.device,
             command=command(own),
             save_minutes=2.0,
-            images=drawn(own) if chosen.dry else None,
+            images=images,
         )
         if done is None:
             return stopped(job)
         path = runs.record(place / job.entry, job.entry, ledger)
         print(f"{path.name}: {100 * done['mean']:.2f} %", flush=True)
-    return 0
+    return MISSING if missing else 0
 
 
 def stopped(job: Job) -> int:

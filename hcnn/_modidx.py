@@ -997,6 +997,10 @@ d = {
                 "08-training.html#_sha256",
                 "hcnn/training.py",
             ),
+            "hcnn.training._shared_scores": (
+                "08-training.html#_shared_scores",
+                "hcnn/training.py",
+            ),
             "hcnn.training._state": (
                 "08-training.html#_state",
                 "hcnn/training.py",

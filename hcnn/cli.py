@@ -109,7 +109,9 @@ class ModelChanges:
 
 def train(
     *,
-    data: Annotated[str | None, _or("shapes10", "NAME|FOLDER")] = None,
+    data: Annotated[
+        str | None, _or("the model's; shapes10", "NAME|FOLDER")
+    ] = None,
     model: Annotated[
         str | None, _or("hcnn8-DATA, of a folder hcnn8-cifar10", "PRESET")
     ] = None,
@@ -138,7 +140,8 @@ def train(
             images for each class, which are brought to 32 x 32 pixels.
             HCNN_DATA says where CIFAR is.
         model: a preset, such as hcnn-cifar10 or hcnn8-cifar10-periodic.
-        recipe: paper, authors, modern or quick.
+        recipe: paper, authors, modern or quick, which ends after a quarter
+            of an epoch and is for shapes10.
         out: folder of the run.
         seeds: one network is trained for each.
         validation: set so many training images aside, and test on them
@@ -167,9 +170,10 @@ def train(
     )
     own = known(recipe, **changes)
     if data is None:
-        data = "shapes10"
+        data = runs.default_data(model)
         if not under_torchrun() or os.environ["RANK"] == "0":
-            print("no --data named: using shapes10, drawn images")
+            drawn = ", drawn images" * (data == "shapes10")
+            print(f"no --data named: using {data}{drawn}")
     model = model or runs.default_model(data)
     title = (
         None
@@ -178,6 +182,8 @@ def train(
     )
     name = "-".join(filter(None, (model, title, recipe)))
     folder = out or Path("runs", name)
+    if title is not None:
+        _check_outside(folder, Path(data).expanduser())
     runtime.keep_memory()
     with distributed() as best:
         done = runs.train(
@@ -214,6 +220,17 @@ def train(
     if record is not None:
         print(runs.record(folder, record))
     print(f"{folder}: finished; see hcnn evaluate {folder}")
+
+
+def _check_outside(folder, images):
+    """Refuse a run among class folders, for one of which it would pass."""
+    among = folder.resolve().is_relative_to(images.resolve())
+    if among and not (images / "train").is_dir():
+        raise ValueError(
+            f"train: the run's folder {folder} lies among the classes of "
+            f"{images} and would be taken for one; expected another place; "
+            "name one by --out"
+        )
 
 
 def _checked(device):
@@ -262,8 +279,9 @@ def evaluate(
     images may differ; more than 3 are an error, or any on the same.
 
     Args:
-        folder: one that hcnn train wrote, or an entry of the ledger, such
-            as results/train-hcnn8-cifar10-modern-1.
+        folder: one that hcnn train wrote; an entry of the ledger, such as
+            results/train-hcnn8-cifar10-modern-1; or the name of a network
+            that comes with the package, as hcnn info prints it.
         data: where the images are, if they have moved.
         device: cpu, cuda or cuda:N.
     """

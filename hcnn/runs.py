@@ -103,6 +103,12 @@ def default_model(data: str) -> str:
     return f"hcnn8-{data if data in NAMED else 'cifar10'}"
 
 
+def default_data(model: str | None) -> str:
+    """The data set that a preset is named after; without one shapes10."""
+    words = (model or "").split("-")
+    return next((name for name in NAMED if name in words), "shapes10")
+
+
 def new_network(config: HCNNConfig, data: Dataset, seed: int) -> HCNN:
     """A network with the weights of a seed and the moments of its data."""
     with torch.random.fork_rng(devices=()):
@@ -190,7 +196,7 @@ def train(
             environment=runtime.environment(),
         )
         row["wall_seconds"] = clock - last if whole else None
-        rows[seed] = row | ended
+        rows = _recorded(folder, about) | {seed: row | ended}  # others' too
         accuracies = [row["accuracy"] for row in rows.values()]
         found = about | dict(
             **ended,
@@ -481,7 +487,7 @@ def evaluate_run(
     """Evaluate the networks of a finished run or an entry once more.
 
     Args:
-        folder: of the run.
+        folder: of the run; or the name of a network that comes along.
         data: where its images are, if they have moved.
         root: where CIFAR's files are.
         device: by default the best one.
@@ -496,14 +502,15 @@ def evaluate_run(
     Raises:
         ValueError: the images are not those of the record.
     """
-    record, found = read(folder), []
+    shipped = str(folder) in pretrained() and not Path(folder).exists()
+    record, found = (_shipped if shipped else read)(folder), []
     about, device = record["data"], device or runtime.best_device()
     source = data or about["source"]
     if about["validation"]:
         _, images = datasets(source, about["validation"], root)
     else:
         images = load_dataset(source, "test", root)
-    if data_digest(images) != about["test_sha256"]:
+    if about["test_sha256"] not in (None, data_digest(images)):
         raise ValueError(
             f"evaluate: {images.name} has other test images than those of "
             f"{folder}; expected the same, byte for byte; look at HCNN_DATA "
@@ -511,9 +518,12 @@ def evaluate_run(
         )
     here = dict(environment=runtime.environment(), device=str(device))
     for row in record["seeds"]:
-        exact = _same_kind(record | row, here)
-        network = HCNN.load(model_path(folder, row["seed"])).to(device)
-        plain = evaluate(network, images)
+        if shipped:  # nothing is known of the machine of its record
+            network, exact = load_pretrained(str(folder)), False
+        else:
+            network = HCNN.load(model_path(folder, row["seed"]))
+            exact = _same_kind(record | row, here)
+        plain = evaluate(network.to(device), images)
         if tell:
             tell(row, plain, evaluate(network, images, mirror=True))
         found.append(
@@ -526,6 +536,14 @@ def evaluate_run(
             )
         )
     return found
+
+
+def _shipped(name):
+    """Of a network that comes along, what `evaluate_run` reads."""
+    about = pretrained()[str(name)]
+    row = dict(seed=about["seed"], accuracy=about["accuracy"])
+    data = dict(source=about["data"], validation=0, test_sha256=None)
+    return dict(data=data, seeds=[row])
 
 
 def _same_kind(then, now):

@@ -1185,7 +1185,20 @@ def _numbers(losses):
     return losses.tolist()
 
 
-def _scores(model, images):
+def _scores(model, images, step):
+    """Scores of images, all finite, by the network after a step."""
+    try:
+        scores = _shared_scores(model, images)
+    except ValueError as error:  # the training images were no error
+        raise FloatingPointError(
+            f"the test after step {step} fails: {error}"
+        ) from error
+    if not scores.isfinite().all():
+        raise FloatingPointError(f"a score after step {step} is not finite")
+    return scores
+
+
+def _shared_scores(model, images):
     """Scores of images, of which each process takes its part."""
     rank, ranks = place()
     if ranks == 1:
@@ -1199,10 +1212,10 @@ def _scores(model, images):
     return scores
 
 
-def _verdict(model, test, scores):
+def _verdict(model, test, scores, step):
     """What a run says of its test images at the end."""
     plain = judge(scores, test.labels)
-    mirrored = _scores(model, test.images.flip(-1))
+    mirrored = _scores(model, test.images.flip(-1), step)
     both = judge((scores + mirrored) / 2, test.labels)
     return dict(
         accuracy=plain.accuracy,
@@ -1419,7 +1432,8 @@ class _Learner:
     def scores(self):
         """Of the test images; computed once a step."""
         if self.tested[0] != self.step:
-            self.tested = self.step, _scores(self.model, self.test.images)
+            images = self.test.images
+            self.tested = self.step, _scores(self.model, images, self.step)
         return self.tested[1]
 
     def agree(self, *wishes):
@@ -1574,7 +1588,8 @@ def _result(learner, rows):
         history=history(rows),
     )
     if found["finished"] and learner.test is not None:
-        found |= _verdict(learner.model, learner.test, learner.scores())
+        scores = learner.scores()
+        found |= _verdict(learner.model, learner.test, scores, learner.step)
     return found
 
 

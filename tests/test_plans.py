@@ -4,6 +4,7 @@ import hashlib
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ def two():
 
 
 NAMES = [job.entry for job in two()]
+DONE = dict(mean=0.5)
 
 
 @pytest.fixture
@@ -152,6 +154,36 @@ def test_a_part_of_a_plan(ledger):
     assert [entry.name for entry in results.entries(root=ledger)] == NAMES[
         1:
     ]
+
+
+def test_images_that_are_missing_keep_no_other_run(
+    ledger, monkeypatch, capsys
+):
+    """CIFAR-100 comes between two runs of CIFAR-10."""
+    ran = []
+
+    def three():
+        yield from two()
+        yield training.job("hcnn8-cifar10", "quick", **SMALL)
+
+    def datasets(name, *_):
+        if name == "cifar100":
+            raise ValueError("load_dataset: cifar100 needs a folder")
+        return "images"
+
+    def train(run, folder, *_, images, **__):
+        ran.append((folder.name, images))
+
+    monkeypatch.setattr(training, "PLANS", {"three": three})
+    monkeypatch.setattr(runs, "datasets", datasets)
+    monkeypatch.setattr(
+        runs, "train", lambda *a, **k: train(*a, **k) or DONE
+    )
+    monkeypatch.setattr(runs, "record", lambda *_: Path("entry"))
+    assert training.main(["three", "--device", "cpu"]) == training.MISSING
+    first, last = NAMES[0], "train-hcnn8-cifar10-quick"
+    assert ran == [(first, "images"), (last, "images")]
+    assert f"{NAMES[1]}: left out; load_dataset:" in capsys.readouterr().out
 
 
 def test_without_a_gpu_it_says_what_can_be_done(capsys):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hcnn import cli, results, runs, runtime, training
-from hcnn.data import load_dataset
+from hcnn.data import load_dataset, shapes10
 from hcnn.network import HCNN, HCNNConfig, preset, pretrained
 from hcnn.training import Recipe, recipe
 
@@ -300,6 +300,76 @@ def test_a_run_is_recorded_once(finished, tmp_path):
         runs.record(finished[0], "train-own", tmp_path) for _ in range(2)
     )
     assert one == other and len(results.entries(root=tmp_path)) == 1
+
+
+def test_seeds_that_others_train_meanwhile_stay_recorded(
+    pictures, tmp_path
+):
+    others = []
+
+    def meanwhile(row):
+        if not others:
+            others.append(
+                runs.train(a_run(pictures), tmp_path, (1,), progress=False)
+            )
+
+    own = dict(progress=False, callbacks=[meanwhile])
+    done = runs.train(a_run(pictures), tmp_path, (0,), **own)
+    assert [row["seed"] for row in done["seeds"]] == [0, 1]
+    assert done["seeds"][1:] == others[0]["seeds"]
+    assert done["deviation"] is not None
+
+
+def test_a_network_that_comes_along_is_evaluated_by_its_name(
+    monkeypatch, capsys
+):
+    few = shapes10(50, 0, "test")
+    monkeypatch.setattr(runs, "load_dataset", lambda *_: few)
+    cli.main(["evaluate", "hcnn8-shapes10"])
+    assert "50 of 50 images; recorded 100.00 %" in capsys.readouterr().out
+    wrong = dict(seed=0, accuracy=0.5, data="shapes10")
+    monkeypatch.setattr(
+        runs, "pretrained", lambda: {"hcnn8-shapes10": wrong}
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["evaluate", "hcnn8-shapes10"])
+    assert caught.value.code == 2
+    assert "at most 3 apart" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "model, data",
+    [
+        (None, "shapes10"),
+        ("hcnn8-shapes10-periodic", "shapes10"),
+        ("hcnn-cifar10", "cifar10"),
+        ("hcnn-plus-cifar100", "cifar100"),
+    ],
+)
+def test_without_data_a_model_is_trained_on_what_it_is_named_after(
+    model, data, monkeypatch, capsys
+):
+    asked = []
+    monkeypatch.setattr(
+        runs, "train", lambda run, *_, **__: asked.append(run)
+    )
+    with pytest.raises(SystemExit):
+        cli.main(["train", *(["--model", model] if model else [])])
+    assert asked[0].data == data
+    assert f"no --data named: using {data}" in capsys.readouterr().out
+
+
+def test_a_run_among_the_class_folders_is_refused(
+    pictures, tmp_path, monkeypatch, capsys
+):
+    classes = tmp_path / "classes"
+    shutil.copytree(pictures / "train", classes)
+    monkeypatch.chdir(classes)
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--data", ".", *FLAGS])
+    assert "would be taken for one" in capsys.readouterr().err
+    assert not (classes / "runs").exists()
+    cli.main(["train", "--data", ".", *FLAGS, "--out", str(tmp_path / "a")])
 
 
 def test_other_test_images_are_refused(pictures, tmp_path):

@@ -1090,6 +1090,31 @@ def test_the_error_names_the_step_that_went_wrong(monkeypatch, engine):
         trainer.run()
 
 
+@pytest.mark.parametrize("engine", ["factorized", "fused"])
+def test_a_network_that_fails_on_the_test_images_stops_the_run(
+    tmp_path, engine
+):
+    """The last step before an evaluation spoiled it: its own loss is good."""
+    own = replace(BRIEF, batch=20, learning_rate=1e30, warmup=0.0)
+    data = small(20)
+    network = build(data)
+    network.engine = engine
+    trainer = Trainer(
+        network,
+        data,
+        own,
+        folder=tmp_path,
+        test=small(20, "test"),
+        progress=False,
+        device="cpu",
+    )
+    words = r"after step 1 .*last good checkpoint; begin another run"
+    with pytest.raises(FloatingPointError, match=words):
+        trainer.run()
+    assert "NaN" not in (tmp_path / "log.jsonl").read_text()
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_a_run_that_diverged_says_so_again(tmp_path):
     """It goes on from the last good checkpoint, and fails as before."""
     wild = replace(BRIEF, learning_rate=1e30, warmup=0.0)
