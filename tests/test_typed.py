@@ -11,14 +11,16 @@ PAGES = [*sorted(ROOT.glob("book/*.md")), ROOT / "README.md"]
 TABLE = "<!-- networks, by tools/ship.py -->"  # made from the ledger
 MEASURE = re.compile(
     r"(?<![\w.])\d[\d,]*(?:\.\d+)?\s?"
-    r"(?:%|images/s|images a second|ms\b|MB\b|GB\b|times (?:as )?fast)"
+    r"(?:%|per ?cent|points|images/s|images a second|ms\b|seconds|minutes"
+    r"|hours|MB\b|GB\b|(?:times|×) (?:as )?fast)"
+    r"|(?<=\| )\d+\.\d+(?= (?:± \S+ )?\|)"  # alone in a cell of a table
 )
 # the paper's; of a formula, a guess or a definition; of an exercise
 OTHERS = {
     "02-hierarchy.md": {"0.1 %"},
     "03-conv5d.md": {"39 %"},
     "04-factorized.md": {"92.50 %", "91.43 %", "4.2 %", "1.1 %"},
-    "06-data.md": {"10 %", "154 MB", "3 %"},
+    "06-data.md": {"10 %", "154 MB", "3 %", "65,536 points"},
     "08-training.md": {
         "95 %",
         "0.4 %",
@@ -60,4 +62,14 @@ def test_a_typed_number_is_found():
     ]
     assert typed("It takes 6.4 ms, $95 %$ and `80 %`.") == ["6.4 ms"]
     assert typed("{glue:text}`accuracy:.1f` % of all images") == []
+    assert typed("| `net` | 1 | 97.30 | 97.41 ± 0.12 | 60 |\n") == [
+        "97.30",
+        "97.41",
+    ]
+    assert typed("97.3 percent in 14 hours, 2 points, 18 × faster") == [
+        "97.3 percent",
+        "14 hours",
+        "2 points",
+        "18 × fast",
+    ]
     assert typed(f"{TABLE}\n| 97.3 % |\n{TABLE}\n") == []
