@@ -242,3 +242,14 @@ def test_an_entry_is_on_the_disk_before_it_gets_its_name(
     path = record("a", dict(x=1), root=tmp_path)
     assert synced == [(path / "run.json").stat().st_size]
     assert json.loads((path / "run.json").read_text())["x"] == 1
+
+
+def test_no_command_of_the_ledger_names_a_place_of_one_machine():
+    """A run is repeated elsewhere: give --out a relative folder, or none."""
+    found = [
+        (entry.name, word)
+        for entry in entries()
+        for word in entry.data.get("command", "").replace("=", " ").split()
+        if word.startswith(("/", "~"))
+    ]
+    assert not found, found
