@@ -129,7 +129,7 @@ def _edges(m):
     return rows, torch.stack((m[:, :, 0], m[:, :, -1]))
 
 
-_BLOCK = {"cpu": 1 << 21}  # values of a block, as a cache holds them
+_BLOCK = {"cpu": 1 << 19}  # values of a block, as a cache holds them
 
 
 def _images(x, values=None):
@@ -1309,7 +1309,7 @@ def lean_plus(
         fitting = max(1, _PIXELS // w2)
         rows = max(r for r in range(1, fitting + 1) if h2 % r == 0)
         bands = h2 // rows
-        values = _BLOCK.get(mean.device.type, 1 << 27)
+        values = 4 * _BLOCK.get(mean.device.type, 1 << 25)
         step = max(1, values // (x.shape[1] * rows * w2 * b * q))
         step = min(step, bands * n)
         step = step // bands * bands if step > bands else step
