@@ -44,12 +44,12 @@ chapters: $(READY) ## after an edit of book/NN-name.md: update, export, execute,
 bench: $(READY) ## measure speed and memory into results/, in hours (ONLY=must-show: minutes)
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY))
 
-results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece; Error 3 means unfinished)
-	$(BIN)/python -m benchmarks.training full $(if $(MINUTES),--minutes $(MINUTES))
+results-gpu: $(READY) ## train the paper's networks on a GPU, in hours (MINUTES=8.5: a piece; Error 3 means unfinished; ONLY=plus: of these)
+	$(BIN)/python -m benchmarks.training full $(if $(MINUTES),--minutes $(MINUTES)) $(if $(ONLY),--only $(ONLY))
 
 results-gpu-dry: $(READY) ## the same for a few steps on the CPU
 	rm -rf runs/dry
-	$(BIN)/python -m benchmarks.training full --dry
+	$(BIN)/python -m benchmarks.training full --dry --device cpu
 
 lab: $(LAB) ## open the chapters live in JupyterLab
 	$(BIN)/python -m jupyter lab book/

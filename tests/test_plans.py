@@ -263,6 +263,18 @@ def test_what_ships_is_what_its_entry_of_the_ledger_says():
         assert about["accuracy"] == row["accuracy"]
 
 
+LEAST = {"hcnn8-cifar10": 0.80}
+
+
+@pytest.mark.parametrize("name", LEAST)
+def test_what_ships_reaches_what_was_asked_of_it(name):
+    about = pretrained()[name]
+    assert about["accuracy"] >= LEAST[name]
+    data = runs.read(repository() / "results" / about["entry"])["data"]
+    assert data["validation"] == 0 and data["images"] == 50_000
+    assert data["test_images"] == 10_000
+
+
 # the rate -------------------------------------------------------------------
 
 

@@ -207,8 +207,13 @@ def test_ci_runs_the_commands_of_the_readme():
         assert f"\n{command}" in read("README.md")
         assert command in steps
     local = read(".ci/run")
-    for command in ("make book", "make test", "make check"):
-        assert command in local
+    stages = re.findall(r'^stage "[^"]+" (.+)$', local, re.M)
+    for command in (
+        *("make check", "make book", "make results-gpu-dry"),
+        *("wheel", "without_data", "strict_book", "browser"),
+    ):
+        assert command in stages
+    assert any(stage.endswith(" make test") for stage in stages)
 
 
 def test_the_ci_script_stops_at_the_first_failure():

@@ -521,6 +521,20 @@ def test_a_network_that_changed_is_noticed(
     assert out.count("recorded") == 2  # both are printed first
 
 
+def test_the_overview_counts_the_data_that_it_finds(monkeypatch):
+    def found(name, split):
+        if name == "cifar100":
+            raise FileNotFoundError
+        assert split == "test"
+        return shapes10(20, split=split)
+
+    monkeypatch.setattr(runs, "load_dataset", found)
+    monkeypatch.setenv("HCNN_DATA", "somewhere")
+    text = runs.overview()
+    assert "  cifar10: 20 test images of 10 classes\n" in text
+    assert "  cifar100: not found" in text
+
+
 def test_the_overview_names_data_networks_and_runs(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HCNN_DATA", str(tmp_path))
@@ -656,3 +670,22 @@ def test_a_record_says_what_was_typed(pictures, tmp_path, capsys):
     ]
     cli.main(typed)
     assert runs.read(tmp_path)["command"] == " ".join(["hcnn", *typed])
+
+
+def test_a_finished_run_becomes_an_entry(
+    pictures, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(runtime, "repository", lambda: tmp_path)
+    pytest.importorskip("tensorboard")
+    folder = tmp_path / "run"
+    cli.main(
+        ["train", "--data", str(pictures), *FLAGS, "--out", str(folder)]
+        + ["--record", "train-own", "--tensorboard"]
+    )
+    entry = tmp_path / "results" / "train-own-1"
+    assert str(entry) in capsys.readouterr().out.splitlines()
+    assert runs.read(entry) == runs.read(folder)
+    names = {path.name for path in entry.iterdir()}
+    assert names == {"run.json", "model-0.safetensors", "log-0.jsonl"}
+    events = folder / "seed-0" / "tensorboard"
+    assert any(path.stat().st_size for path in events.iterdir())

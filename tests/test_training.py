@@ -623,6 +623,29 @@ def test_two_checkpoints_are_kept_and_can_be_checked(tmp_path):
     assert HCNN.load(path / "model.safetensors").config.K == 4
 
 
+def test_by_default_a_checkpoint_is_written_every_five_minutes(
+    tmp_path, monkeypatch
+):
+    """By a clock that goes on by a minute in each step."""
+    clock, saved = [0.0], []
+    advance = training._Learner.advance
+    save = training._Kept.save
+
+    def minute(self):
+        clock[0] += 60.0
+        return advance(self)
+
+    def note(self, learner):
+        saved.append(learner.step)
+        return save(self, learner)
+
+    monkeypatch.setattr(training._Learner, "advance", minute)
+    monkeypatch.setattr(training._Kept, "save", note)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    train(tmp_path, recipe=replace(BRIEF, batch=3, epochs=1.0))
+    assert saved == [0, 5, 10, 13]
+
+
 def cut(path):
     path.write_bytes(path.read_bytes()[:-10])
 
