@@ -678,10 +678,9 @@ def test_a_finished_run_becomes_an_entry(
     monkeypatch.setattr(runtime, "repository", lambda: tmp_path)
     pytest.importorskip("tensorboard")
     folder = tmp_path / "run"
-    cli.main(
-        ["train", "--data", str(pictures), *FLAGS, "--out", str(folder)]
-        + ["--record", "train-own", "--tensorboard"]
-    )
+    typed = ["train", "--data", str(pictures), *FLAGS]
+    typed += ["--out", str(folder), "--record", "train-own", "--tensorboard"]
+    cli.main(typed)
     entry = tmp_path / "results" / "train-own-1"
     assert str(entry) in capsys.readouterr().out.splitlines()
     assert runs.read(entry) == runs.read(folder)
