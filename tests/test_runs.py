@@ -679,7 +679,13 @@ def test_a_finished_run_becomes_an_entry(
     pytest.importorskip("tensorboard")
     folder = tmp_path / "run"
     typed = ["train", "--data", str(pictures), *FLAGS]
-    typed += ["--out", str(folder), "--record", "train-own", "--tensorboard"]
+    typed += [
+        "--out",
+        str(folder),
+        "--record",
+        "train-own",
+        "--tensorboard",
+    ]
     cli.main(typed)
     entry = tmp_path / "results" / "train-own-1"
     assert str(entry) in capsys.readouterr().out.splitlines()
