@@ -215,8 +215,11 @@ def train(
             f"seed {row['seed']}: {100 * row['accuracy']:.2f} % of "
             f"{done['data']['test_images']:,} images, "
             f"{100 * row['mirror_accuracy']:.2f} % with mirror images, "
-            f"{row['images_per_second']:.0f} images/s"
+            f"{row['images_per_second']:.0f} images/s, "
+            f"{row['steps']:,} steps"
         )
+    if recipe == "quick" and data != "shapes10":
+        print("quick is a first try; --recipe modern is for such images")
     if record is not None:
         print(runs.record(folder, record))
     print(f"{folder}: finished; see hcnn evaluate {folder}")

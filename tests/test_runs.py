@@ -492,6 +492,9 @@ def test_the_commands_train_evaluate_and_predict(
     out = capsys.readouterr().out
     found = re.search(r"seed 0: ([\d.]+ %) of (\d+) images, .*", out)
     assert found and f"see hcnn evaluate {folder}" in out
+    (row,) = runs.read(folder)["seeds"]
+    assert f" images/s, {row['steps']} steps\n" in out
+    assert "--recipe modern is for such" in out
 
     cli.main(["evaluate", folder])
     out = capsys.readouterr().out
