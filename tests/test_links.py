@@ -38,7 +38,8 @@ def without_code(text: str) -> str:
 def prose(text: str) -> str:
     """The text without any code, `inline` neither; roles stay."""
     text = without_code(text)
-    return re.sub(r"(?<![}`])`[^`\n]*`(?!`)", "", text)
+    role_or_code = r"(\{[^{}\n]+\}`[^`\n]*`)|(?<!`)`[^`\n]*`(?!`)"
+    return re.sub(role_or_code, r"\1", text)
 
 
 # files ----------------------------------------------------------------------

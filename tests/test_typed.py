@@ -62,6 +62,10 @@ def test_a_typed_number_is_found():
     ]
     assert typed("It takes 6.4 ms, $95 %$ and `80 %`.") == ["6.4 ms"]
     assert typed("{glue:text}`accuracy:.1f` % of all images") == []
+    assert typed("{ref}`a`: 97.3 % ({ref}`b`), 98 % `in code`") == [
+        "97.3 %",
+        "98 %",
+    ]
     assert typed("| `net` | 1 | 97.30 | 97.41 ± 0.12 | 60 |\n") == [
         "97.30",
         "97.41",
