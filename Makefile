@@ -6,7 +6,7 @@ READY := $(VENV)/.installed
 LAB := $(VENV)/.lab
 VENDOR := book/_assets/vendor
 PAGES := _build/html/index.html
-# -qq: errors only. The constraints pin torch, or pip may take a build of several GB.
+# -qq: errors only. PIP_EXTRA_INDEX_URL, as README.md says, keeps pip from a torch of several GB.
 PIP := $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input --constraint constraints.txt
 # One process a core, one thread a process: more threads than cores only wait for each other.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --maxprocesses 8

@@ -4,7 +4,7 @@
 wherever the last call stopped: runs are in runs/, an entry is added to
 results/ as each is finished. Give it --minutes, and call it again until it
 ends with status 0. CIFAR is where HCNN_DATA says; runs whose images are
-missing are left out, and the status is 4.
+missing are left out, and the status is 4; runs that fail are told, and it is 5.
 """
 
 import argparse
@@ -23,9 +23,9 @@ from hcnn import results, runs
 from hcnn.data import Dataset, shapes10
 from hcnn.network import preset
 from hcnn.runtime import best_device, keep_memory
-from hcnn.training import recipe
+from hcnn.training import read_checkpoint, recipe
 
-UNFINISHED, MISSING = 3, 4
+UNFINISHED, MISSING, FAILED = 3, 4, 5
 HELD_OUT = 5_000  # training images that choices are judged by
 
 
@@ -52,8 +52,15 @@ def job(
 
 
 def full() -> Iterator[Job]:
-    """The networks of the paper's tables, for a GPU."""
-    for name in ("modern", "paper"):
+    """The networks of the paper's tables, for a GPU.
+
+    By its recipe they are those of its text, where no layer's output is
+    normalized.
+    """
+    for name, changes in (
+        ("modern", {}),
+        ("paper", dict(output_norm=False)),
+    ):
         for model in (
             "hcnn-cifar10",
             "hcnn-cifar10-periodic",
@@ -61,7 +68,7 @@ def full() -> Iterator[Job]:
             "hcnn-cifar100",
             "hcnn-plus-cifar100",
         ):
-            yield job(model, name, seeds=(0, 1, 2))
+            yield job(model, name, seeds=(0, 1, 2), **changes)
 
 
 def small() -> Iterator[Job]:
@@ -153,12 +160,19 @@ def own_images(job: Job) -> tuple[Dataset, Dataset]:
     return runs.datasets(job.run.data, job.run.validation, job.run.root)
 
 
+def alike(job: Job, data: dict) -> bool:
+    """Is this of the job's network and recipe?"""
+    run = job.run
+    wanted = asdict(preset(run.model, **run.changes)), asdict(run.recipe)
+    found = [data["config"], data["recipe"]]
+    return found == json.loads(json.dumps(wanted))
+
+
 def same(job: Job, data: dict) -> bool:
     """Is this the record of the job's network, recipe and images?"""
     run, images = job.run, data["data"]
-    wanted = asdict(preset(run.model, **run.changes)), asdict(run.recipe)
     return (
-        [data["config"], data["recipe"]] == json.loads(json.dumps(wanted))
+        alike(job, data)
         and images["source"] == run.data
         and images["validation"] == run.validation
     )
@@ -188,8 +202,13 @@ def command(job: Job) -> str:
 
 
 def make_room(job: Job, folder: Path) -> None:
-    """Put the finished run of another recipe aside, under another name."""
-    if not (folder / "run.json").exists() or same(job, runs.read(folder)):
+    """Put the run of another recipe aside, under another name."""
+    if (folder / "run.json").exists():
+        fits = same(job, runs.read(folder))
+    else:  # not finished
+        kept = map(read_checkpoint, sorted(folder.glob("seed-*")))
+        fits = all(alike(job, own[-1]) for own in kept if own)
+    if fits:
         return
     number = 1
     while (
@@ -197,6 +216,16 @@ def make_room(job: Job, folder: Path) -> None:
     ).exists():
         number += 1
     folder.rename(aside)
+
+
+def device(name: str) -> torch.device:
+    """For argparse, which knows no RuntimeError."""
+    try:
+        return torch.zeros((), device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise argparse.ArgumentTypeError(
+            f"{name}: {error}; expected cpu, cuda or cuda:N, one that is here"
+        ) from None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -209,18 +238,19 @@ def main(arguments: list[str] | None = None) -> int:
         "--dry", action="store_true", help="two steps of each, in runs/dry"
     )
     parser.add_argument("--only", help="entries whose name holds this")
-    parser.add_argument(
-        "--device", type=torch.device, default=best_device()
-    )
+    parser.add_argument("--device", type=device, default=best_device())
     chosen = parser.parse_args(arguments)
     if chosen.plan == "full" and chosen.device.type == "cpu":
         if not chosen.dry:
-            parser.error("the plan full needs a GPU; none is found")
+            parser.error(
+                "the plan full needs a GPU, or --dry; on a CPU it would take "
+                "months"
+            )
     place = ROOT / "runs" / ("dry" if chosen.dry else "")
     ledger = place / "results" if chosen.dry else ROOT / "results"
     torch.backends.cudnn.benchmark = True
     keep_memory()
-    begin, missing = time.monotonic(), 0
+    begin, missing, failed = time.monotonic(), 0, 0
     for job in PLANS[chosen.plan]():
         own = dry(job) if chosen.dry else job
         if (chosen.only or "") not in job.entry or recorded(own, ledger):
@@ -232,26 +262,31 @@ def main(arguments: list[str] | None = None) -> int:
                 return stopped(job)
         try:
             images = (drawn if chosen.dry else own_images)(own)
-        except ValueError as error:  # other data may be there
+        except (ValueError, OSError) as error:  # other data may be there
             print(f"{job.entry}: left out; {error}", flush=True)
             missing += 1
             continue
         make_room(own, place / job.entry)
-        done = runs.train(
-            own.run,
-            place / job.entry,
-            own.seeds,
-            minutes=left,
-            device=chosen.device,
-            command=command(own),
-            save_minutes=2.0,
-            images=images,
-        )
+        try:
+            done = runs.train(
+                own.run,
+                place / job.entry,
+                own.seeds,
+                minutes=left,
+                device=chosen.device,
+                command=command(own),
+                save_minutes=2.0,
+                images=images,
+            )
+        except (FloatingPointError, torch.OutOfMemoryError) as error:
+            print(f"{job.entry}: failed; {error}", flush=True)
+            failed += 1
+            continue
         if done is None:
             return stopped(job)
         path = runs.record(place / job.entry, job.entry, ledger)
         print(f"{path.name}: {100 * done['mean']:.2f} %", flush=True)
-    return MISSING if missing else 0
+    return FAILED if failed else MISSING if missing else 0
 
 
 def stopped(job: Job) -> int:

@@ -227,13 +227,14 @@ def train(
 
 def _check_outside(folder, images):
     """Refuse a run among class folders, for one of which it would pass."""
-    among = folder.resolve().is_relative_to(images.resolve())
-    if among and not (images / "train").is_dir():
-        raise ValueError(
-            f"train: the run's folder {folder} lies among the classes of "
-            f"{images} and would be taken for one; expected another place; "
-            "name one by --out"
-        )
+    splits = [images / name for name in ("train", "test", "val")]
+    for place in splits if splits[0].is_dir() else [images]:
+        if folder.resolve().is_relative_to(place.resolve()):
+            raise ValueError(
+                f"train: the run's folder {folder} lies among the classes "
+                f"of {place} and would be taken for one; expected another "
+                "place; name one by --out"
+            )
 
 
 def _checked(device):
@@ -589,6 +590,18 @@ COMMANDS = {
 }
 
 
+def _smaller(arguments):
+    """What needs less memory, by options that the command has."""
+    ways = dict(
+        train="a smaller --batch or --model",
+        bench="a smaller --batch, --size or --model",
+        predict="a smaller --size or fewer images at a time",
+        translate="a smaller --size or --device cpu",
+        export="a smaller --size",
+    )
+    return f"take {ways.get((*arguments, '')[0], '--device cpu')}"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command; by default the one this program was called with.
 
@@ -617,7 +630,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise
         print(
             f"hcnn: out of memory ({words[:100]}…); expected room for what "
-            "was asked; take a smaller --batch, --size or --model",
+            f"was asked; {_smaller(arguments)}",
             file=sys.stderr,
         )
         sys.exit(2)

@@ -950,7 +950,10 @@ def banded_conv2d(
 def _line(x, gain, constant):
     """gain x + constant for each column of (values, columns)."""
     zero, one = torch.zeros_like(gain), torch.ones_like(gain)
-    return F.batch_norm(x, zero, one, gain, constant, eps=0.0)
+    # torch's own function: that of F refuses eps = 0 in some versions
+    return torch.batch_norm(
+        x, gain, constant, zero, one, False, 0.0, 0.0, False
+    )
 
 
 class _Statistics(torch.autograd.Function):

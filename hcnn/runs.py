@@ -12,12 +12,11 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from importlib import metadata
 from pathlib import Path
 
 import torch
 
-from . import results, runtime
+from . import __version__, results, runtime
 from .data import Dataset, load_dataset
 from .network import (
     HCNN,
@@ -64,7 +63,7 @@ def datasets(
         raise ValueError(
             f"train: {validation} of {len(train)} images for validation; "
             f"expected 0 to {len(train) - 1}, so that some are left to "
-            "train on"
+            "train on (--validation)"
         )
     return train.subset(kept), train.subset(range(kept, len(train)))
 
@@ -162,7 +161,7 @@ def train(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ValueError(
             f"train: seeds are {list(seeds)}; expected different numbers, "
-            "at least one"
+            "at least one (--seeds)"
         )
     data, test = images or datasets(run.data, run.validation, run.root)
     about = _about(run, data, test)
@@ -266,7 +265,8 @@ def _recorded(folder, about):
     if apart := differences(mine, theirs):
         raise ValueError(
             f"train: {folder} holds the record of another run: "
-            f"{'; '.join(apart)}; expected the same; give another folder"
+            f"{'; '.join(apart)}; expected the same; give another folder "
+            "(--out)"
         )
     return {row["seed"]: row for row in data["seeds"]}
 
@@ -510,7 +510,7 @@ def evaluate_run(
         _, images = datasets(source, about["validation"], root)
     else:
         images = load_dataset(source, "test", root)
-    if about["test_sha256"] not in (None, data_digest(images)):
+    if about["test_sha256"] != data_digest(images):
         raise ValueError(
             f"evaluate: {images.name} has other test images than those of "
             f"{folder}; expected the same, byte for byte; look at HCNN_DATA "
@@ -542,19 +542,21 @@ def _shipped(name):
     """Of a network that comes along, what `evaluate_run` reads."""
     about = pretrained()[str(name)]
     row = dict(seed=about["seed"], accuracy=about["accuracy"])
-    data = dict(source=about["data"], validation=0, test_sha256=None)
+    data = dict(
+        source=about["data"], validation=0, test_sha256=about["test_sha256"]
+    )
     return dict(data=data, seeds=[row])
 
 
 def _same_kind(then, now):
     """Is what decides the last digits of a sum as it was?"""
     old, new = then["environment"], now["environment"]
-    keys = "hardware", "gpu", "threads", "avx512_bf16", "amx", "capability"
+    keys = "hardware gpu threads avx512_bf16 amx capability cuda cudnn"
     kinds = (torch.device(own["device"]).type for own in (then, now))
     return (
         len(set(kinds)) == 1
         and old["packages"]["torch"] == new["packages"]["torch"]
-        and all(old[k] == new[k] for k in keys if k in old)
+        and all(old[k] == new[k] for k in keys.split() if k in old)
     )
 
 
@@ -573,7 +575,7 @@ def overview() -> str:
         "runs in runs/": map(_run_line, sorted(Path("runs").glob("*/*/"))),
     }
     lines = [
-        f"hcnn {metadata.version('hcnn')}, torch {torch.__version__}, "
+        f"hcnn {__version__}, torch {torch.__version__}, "
         f"Python {machine['python']}",
         f"processor: {machine['hardware']}, {machine['threads']} threads",
         f"GPU: {', '.join(machine['gpu'] or ['none'])}",

@@ -268,12 +268,13 @@ def environment() -> dict:
         this process may use), threads (those torch uses), capability (of
         the processor, as torch uses it), amx and avx512_bf16 (None where
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
-        without), python, packages (versions, None
+        without), cuda and cudnn (versions, None without), python, packages (versions, None
         if missing), commit and dirty (of the project but for runs/ and
         new entries of results/; None outside of its repository, where
         HCNN_COMMIT may name the commit of a copy).
     """
     commit = _git("rev-parse", "HEAD")
+    changed = _git("status", "--short", "--", ".", ":!runs")
     return dict(
         date=datetime.datetime.now(datetime.UTC).isoformat(" ", "seconds"),
         hardware=_processor(),
@@ -293,17 +294,17 @@ def environment() -> dict:
             for index in range(torch.cuda.device_count())
         ]
         or None,
+        cuda=torch.version.cuda,
+        cudnn=torch.backends.cudnn.version(),
         python=platform.python_version(),
         packages={name: _version(name) for name in RECORDED},
         commit=commit or os.environ.get("HCNN_COMMIT"),
         dirty=(
             None
-            if commit is None
+            if changed is None
             else any(
                 not line.startswith("?? results/")
-                for line in _git(
-                    "status", "--short", "--", ".", ":!runs"
-                ).splitlines()
+                for line in changed.splitlines()
             )
         ),
     )

@@ -171,7 +171,8 @@ class Recipe:
                 f"Recipe: milestones are {times} and factors {factors} of "
                 f"the schedule {self.schedule!r}; expected increasing "
                 "epochs and as many finite factors above 0 for 'steps', "
-                "none for 'one-cycle'"
+                "none for 'one-cycle' (--milestones and --factors without "
+                "a number)"
             )
         if self.nesterov and not self.momentum:
             raise ValueError(
@@ -1035,7 +1036,7 @@ def _same_run(path, ours, about):
     if found := _apart(ours, about):
         raise ValueError(
             f"Trainer: {path} belongs to another run: {'; '.join(found)}; "
-            "expected the same; give another folder"
+            "expected the same; give another folder (--out)"
         )
 
 
@@ -1051,7 +1052,8 @@ def _refill(path, ours, theirs):
             raise ValueError(
                 f"Trainer: {path} holds other tensors: {first}"
                 + (f"; and {more} more" if more > 0 else "")
-                + "; expected those of this network; give another folder"
+                + "; expected those of this network; give another folder "
+                "(--out)"
             )
     for own, kept in zip(ours, theirs, strict=True):
         for name, tensor in own.items():
@@ -1107,7 +1109,7 @@ def _lock(folder):
         raise ValueError(
             f"Trainer: {folder} is in use by {owner}; expected a folder "
             "that no other process trains in; wait until it ends, or give "
-            "another folder"
+            "another folder (--out)"
         ) from None
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
@@ -1262,6 +1264,12 @@ def _check(network, data, recipe, test, ranks):
                 f"Trainer: {own.name} has labels from {low} to {high}; "
                 f"expected 0 to {classes - 1}, numbers of its class_names"
             )
+    own = getattr(network, "class_names", None)
+    if own is not None and tuple(own) != tuple(names):
+        raise ValueError(
+            f"Trainer: {data.name} has the classes {names} and the network "
+            f"{own}; expected the same, or a network without class_names"
+        )
     if test is not None and test.class_names != names:
         raise ValueError(
             f"Trainer: {data.name} has the classes {names} and test "
@@ -1272,12 +1280,14 @@ def _check(network, data, recipe, test, ranks):
         raise ValueError(
             f"Trainer: the recipe has a milestone at epoch {late[0]:g} and "
             f"ends at {recipe.epochs:g}; expected all before the end; "
-            "change milestones and factors together with epochs"
+            "change milestones and factors together with epochs "
+            "(--milestones, --factors, --epochs)"
         )
     if recipe.batch % ranks:
         raise ValueError(
             f"Trainer: a batch of {recipe.batch} for {ranks} processes; "
-            f"expected a multiple of {ranks}; change the recipe's batch"
+            f"expected a multiple of {ranks}; change the recipe's batch "
+            "(--batch)"
         )
     Augment(recipe.shift)(data.images[:1].cpu())  # is the shift too large?
     for own in (data, test) if test is not None else (data,):
@@ -1532,11 +1542,12 @@ class _Kept:
 # %% ../book/08-training.ipynb #5547cbcd
 def _calmer(learner):
     """What may keep numbers finite, in words."""
-    ways = [f"a lower learning_rate than {learner.recipe.learning_rate:g}"]
+    rate = learner.recipe.learning_rate
+    ways = [f"a learning rate (--learning-rate) below {rate:g}"]
     if learner.recipe.schedule == "one-cycle":
-        ways.append(f"a longer warmup than {learner.recipe.warmup:g}")
+        ways.append(f"a --warmup above {learner.recipe.warmup:g}")
     if learner.precision != "float32":
-        ways.append("precision='float32'")
+        ways.append("--precision float32")
     return " or ".join(ways)
 
 
@@ -1550,7 +1561,7 @@ def _finite(folder, learner):
         raise FloatingPointError(
             f"Trainer: {error}; expected finite numbers; "
             + (f"{kept[0]} is the last good checkpoint; " if kept else "")
-            + f"begin another run with {_calmer(learner)}"
+            + f"begin another run (--out) with {_calmer(learner)}"
         ) from error
 
 

@@ -1,10 +1,12 @@
 """The command line: help, exit status, one line for an error, whole files."""
 
+import inspect
 import json
 import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import numpy
@@ -212,7 +214,17 @@ def test_too_little_memory_is_told_in_a_line(error, monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "info", info)
     line = refused(capsys, "info")
     assert line.startswith("hcnn: out of memory (")
-    assert line.endswith("take a smaller --batch, --size or --model\n")
+    assert line.endswith("take --device cpu\n")
+
+
+def test_what_needs_less_memory_are_options_of_the_command():
+    for name, function in cli.COMMANDS.items():
+        words = cli._smaller([name])
+        known = inspect.signature(function).parameters
+        known = {*known, *(f.name for f in fields(cli.RecipeChanges))}
+        named = re.findall(r"--([a-z]+)", words)
+        if name != "info":
+            assert named and set(named) <= known, (name, words)
 
 
 @pytest.mark.parametrize(

@@ -701,6 +701,23 @@ def test_outputs_are_normalized_as_the_slow_way_does(training, mean, name):
         assert_close(one, other, rtol=1e-11, atol=1e-11)
 
 
+def test_a_torch_that_refuses_eps_0_normalizes_as_well(monkeypatch):
+    """torch 2.10 to 2.12 do, in `F.batch_norm`."""
+    batch_norm = F.batch_norm
+
+    def refuse(*given, eps=1e-5, **options):
+        if eps <= 0:
+            raise ValueError(f"eps must be positive, but got {eps}")
+        return batch_norm(*given, eps=eps, **options)
+
+    x, given = randn(4, 5, 6, 3, 2, 7), dict(mean=True, training=True)
+    expected = normalized(normalize_elu, x, **given)
+    monkeypatch.setattr(F, "batch_norm", refuse)
+    found = normalized(normalize_elu, x, **given)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_one_value_is_not_normalized_in_training_but_two_are():
     x = randn(1, 1, 1, 3, 1, 1)
     with pytest.raises(ValueError, match=r"at least two .* call eval"):

@@ -47,7 +47,9 @@ def test_the_networks_of_the_tables_are_trained_the_modern_way_first():
     for job in jobs:
         hundred = "100" in job.run.model
         assert job.run.data == ("cifar100" if hundred else "cifar10")
-        assert job.run.changes == {} and not job.run.validation
+        plain = job.run.recipe_name == "paper"  # as its text has it
+        assert job.run.changes == (dict(output_norm=False) if plain else {})
+        assert not job.run.validation
         assert job.run.recipe == recipe(job.run.recipe_name)
         assert len(job.seeds) == 3
 
@@ -156,20 +158,23 @@ def test_a_part_of_a_plan(ledger):
     ]
 
 
+@pytest.mark.parametrize("root", [None, "empty"])
 def test_images_that_are_missing_keep_no_other_run(
-    ledger, monkeypatch, capsys
+    ledger, monkeypatch, capsys, tmp_path, root
 ):
     """CIFAR-100 comes between two runs of CIFAR-10."""
-    ran = []
+    ran, load = [], runs.datasets
+    if root is None:
+        monkeypatch.delenv("HCNN_DATA", raising=False)
+    else:
+        monkeypatch.setenv("HCNN_DATA", str(tmp_path))
 
     def three():
         yield from two()
         yield training.job("hcnn8-cifar10", "quick", **SMALL)
 
-    def datasets(name, *_):
-        if name == "cifar100":
-            raise ValueError("load_dataset: cifar100 needs a folder")
-        return "images"
+    def datasets(name, *rest):
+        return load(name, *rest) if name == "cifar100" else "images"
 
     def train(run, folder, *_, images, **__):
         ran.append((folder.name, images))
@@ -184,6 +189,50 @@ def test_images_that_are_missing_keep_no_other_run(
     first, last = NAMES[0], "train-hcnn8-cifar10-quick"
     assert ran == [(first, "images"), (last, "images")]
     assert f"{NAMES[1]}: left out; load_dataset:" in capsys.readouterr().out
+
+
+def test_a_run_that_fails_keeps_no_other(ledger, monkeypatch, capsys):
+    train = runs.train
+
+    def fail(run, *rest, **options):
+        if run.model == "hcnn8-cifar10":
+            raise FloatingPointError("the loss of step 1 is nan")
+        return train(run, *rest, **options)
+
+    monkeypatch.setattr(runs, "train", fail)
+    assert training.main(["two", "--dry"]) == training.FAILED
+    assert f"{NAMES[0]}: failed; the loss" in capsys.readouterr().out
+    assert not results.entries(NAMES[0], ledger)
+    assert len(results.entries(NAMES[1], ledger)) == 1
+
+
+def test_an_unfinished_run_of_another_recipe_is_put_aside(
+    ledger, monkeypatch, tmp_path
+):
+    first = next(two())
+    own = training.dry(first)
+    assert not runs.train(
+        own.run,
+        tmp_path / "runs/dry" / NAMES[0],
+        own.seeds,
+        minutes=0.0,
+        images=training.drawn(own),
+        device="cpu",
+    )
+    changed = replace(first.run.recipe, ema=0.5)
+    other = first._replace(run=replace(first.run, recipe=changed))
+    monkeypatch.setattr(training, "PLANS", {"two": lambda: [other]})
+    assert training.main(["two", "--dry"]) == 0
+    assert (tmp_path / "runs/dry" / f"{NAMES[0]}-old-1").is_dir()
+    (entry,) = results.entries(NAMES[0], ledger)
+    assert entry.data["recipe"]["ema"] == 0.5
+
+
+@pytest.mark.parametrize("name", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here_is_refused(name, capsys):
+    with pytest.raises(SystemExit):
+        training.main(["full", "--device", name])
+    assert "expected cpu, cuda or cuda:N" in capsys.readouterr().err
 
 
 def test_without_a_gpu_it_says_what_can_be_done(capsys):

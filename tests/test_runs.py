@@ -12,7 +12,7 @@ import torch
 from hcnn import cli, results, runs, runtime, training
 from hcnn.data import load_dataset, shapes10
 from hcnn.network import HCNN, HCNNConfig, preset, pretrained
-from hcnn.training import Recipe, recipe
+from hcnn.training import Recipe, data_digest, recipe
 
 TINY = recipe(
     "quick", epochs=2.0, batch=8, shift=1, precision="float32", warmup=0.1
@@ -325,16 +325,26 @@ def test_a_network_that_comes_along_is_evaluated_by_its_name(
 ):
     few = shapes10(50, 0, "test")
     monkeypatch.setattr(runs, "load_dataset", lambda *_: few)
-    cli.main(["evaluate", "hcnn8-shapes10"])
-    assert "50 of 50 images; recorded 100.00 %" in capsys.readouterr().out
-    wrong = dict(seed=0, accuracy=0.5, data="shapes10")
-    monkeypatch.setattr(
-        runs, "pretrained", lambda: {"hcnn8-shapes10": wrong}
-    )
-    with pytest.raises(SystemExit) as caught:
-        cli.main(["evaluate", "hcnn8-shapes10"])
-    assert caught.value.code == 2
-    assert "at most 3 apart" in capsys.readouterr().err
+    for changes, words in (
+        ({}, "other test images than those of hcnn8-shapes10"),
+        (dict(test_sha256=data_digest(few)), None),
+        (
+            dict(test_sha256=data_digest(few), accuracy=0.5),
+            "at most 3 apart",
+        ),
+    ):
+        about = pretrained()["hcnn8-shapes10"] | changes
+        known = {"hcnn8-shapes10": about}
+        monkeypatch.setattr(runs, "pretrained", lambda known=known: known)
+        if words is None:
+            cli.main(["evaluate", "hcnn8-shapes10"])
+            told = capsys.readouterr().out
+            assert "50 of 50 images; recorded 100.00 %" in told
+            continue
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["evaluate", "hcnn8-shapes10"])
+        assert caught.value.code == 2
+        assert words in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -357,6 +367,16 @@ def test_without_data_a_model_is_trained_on_what_it_is_named_after(
         cli.main(["train", *(["--model", model] if model else [])])
     assert asked[0].data == data
     assert f"no --data named: using {data}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("place", ["train/run", "test/runs/a", "val"])
+def test_a_run_among_the_classes_of_a_split_is_refused(place, tmp_path):
+    for split in ("train", "test"):
+        for name in ("rose", "tulip"):
+            (tmp_path / split / name).mkdir(parents=True)
+    with pytest.raises(ValueError, match="would be taken for one"):
+        cli._check_outside(tmp_path / place, tmp_path)
+    cli._check_outside(tmp_path / "runs", tmp_path)
 
 
 def test_a_run_among_the_class_folders_is_refused(

@@ -1109,7 +1109,7 @@ def test_the_error_names_the_step_that_went_wrong(monkeypatch, engine):
     network = build(data)
     network.engine = engine
     trainer = Trainer(network, data, own, progress=False, device="cpu")
-    with pytest.raises(FloatingPointError, match=r"step 7 .*learning_rate"):
+    with pytest.raises(FloatingPointError, match=r"step 7 .*learning rate"):
         trainer.run()
 
 
@@ -1147,6 +1147,13 @@ def test_a_run_that_diverged_says_so_again(tmp_path):
             train(tmp_path, recipe=wild, save_minutes=0.0)
 
 
+def test_a_network_of_other_classes_is_refused(tmp_path):
+    data = small(9)
+    network = build(replace(data, class_names=tuple("abcdefghij")))
+    with pytest.raises(ValueError, match=r"has the classes .* the network"):
+        Trainer(network, data, BRIEF, device="cpu")
+
+
 def test_advice_fits_the_recipe(tmp_path):
     wild = replace(
         BRIEF, learning_rate=1e30, schedule="steps", precision="float32"
@@ -1155,7 +1162,8 @@ def test_advice_fits_the_recipe(tmp_path):
         train(tmp_path, recipe=wild, save_minutes=0.0)
     words = str(caught.value)
     assert words.endswith(
-        "begin another run with a lower learning_rate than 1e+30"
+        "begin another run (--out) with a learning rate (--learning-rate) "
+        "below 1e+30"
     )
 
 

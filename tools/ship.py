@@ -38,6 +38,7 @@ def ship(name: str, entry: str, root=None, weights: Path = WEIGHTS) -> Path:
         seed=row["seed"],
         accuracy=row["accuracy"],
         data=newest.data["data"]["name"],
+        test_sha256=newest.data["data"]["test_sha256"],
         sha256=hashlib.sha256(content).hexdigest(),
     )
     path = weights / f"{name}.safetensors"
