@@ -761,7 +761,7 @@ def test_a_variance_that_cancels_below_zero_counts_as_zero():
     own = layer(q=64, padding="periodic", moved=False).float()
     with torch.no_grad():
         own.spatial -= own.spatial.mean((1, 2), keepdim=True)
-    x = torch.full((2, 2, 4, 8, 9, 9), 1e4)
+    x = torch.full((2, 2, 4, 8, 9, 9), 1e6 / 3)
     factors = own.spatial.detach().flatten(1)
     first, second = patch_moments(x.mean(1), padding="periodic")
     var = ((factors @ second) * factors).sum(1) - (factors @ first).square()
