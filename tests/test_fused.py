@@ -702,7 +702,7 @@ def test_outputs_are_normalized_as_the_slow_way_does(training, mean, name):
 
 
 def test_a_torch_that_refuses_eps_0_normalizes_as_well(monkeypatch):
-    """torch 2.10 to 2.12 do, in `F.batch_norm`."""
+    """torch 2.11 does, in `F.batch_norm`."""
     batch_norm = F.batch_norm
 
     def refuse(*given, eps=1e-5, **options):
