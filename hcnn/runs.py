@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from . import __version__, results, runtime
+from . import results, runtime
 from .data import Dataset, load_dataset
 from .network import (
     HCNN,
@@ -575,7 +575,7 @@ def overview() -> str:
         "runs in runs/": map(_run_line, sorted(Path("runs").glob("*/*/"))),
     }
     lines = [
-        f"hcnn {__version__}, torch {torch.__version__}, "
+        f"hcnn {runtime.version('hcnn') or '(a copy)'}, torch {torch.__version__}, "
         f"Python {machine['python']}",
         f"processor: {machine['hardware']}, {machine['threads']} threads",
         f"GPU: {', '.join(machine['gpu'] or ['none'])}",

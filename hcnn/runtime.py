@@ -297,7 +297,7 @@ def environment() -> dict:
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
         python=platform.python_version(),
-        packages={name: _version(name) for name in RECORDED},
+        packages={name: version(name) for name in RECORDED},
         commit=commit or os.environ.get("HCNN_COMMIT"),
         dirty=(
             None
@@ -331,7 +331,8 @@ def _processor():
         return platform.processor() or platform.machine()
 
 
-def _version(package):
+def version(package: str) -> str | None:
+    """Of an installed package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
