@@ -575,8 +575,8 @@ def overview() -> str:
         "runs in runs/": map(_run_line, sorted(Path("runs").glob("*/*/"))),
     }
     lines = [
-        f"hcnn {runtime.version('hcnn') or '(a copy)'}, torch {torch.__version__}, "
-        f"Python {machine['python']}",
+        f"hcnn {runtime.version('hcnn') or '(a copy)'}, "
+        f"torch {torch.__version__}, Python {machine['python']}",
         f"processor: {machine['hardware']}, {machine['threads']} threads",
         f"GPU: {', '.join(machine['gpu'] or ['none'])}",
         f"trains on {device} in {'bf16' if short else 'float32'}",

@@ -268,8 +268,8 @@ def environment() -> dict:
         this process may use), threads (those torch uses), capability (of
         the processor, as torch uses it), amx and avx512_bf16 (None where
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
-        without), cuda and cudnn (versions, None without), python, packages (versions, None
-        if missing), commit and dirty (of the project but for runs/ and
+        without), cuda and cudnn (versions, None without), python,
+        packages (versions, None if missing), commit and dirty (of the project but for runs/ and
         new entries of results/; None outside of its repository, where
         HCNN_COMMIT may name the commit of a copy).
     """
@@ -297,7 +297,8 @@ def environment() -> dict:
         cuda=torch.version.cuda,
         cudnn=torch.backends.cudnn.version(),
         python=platform.python_version(),
-        packages={name: version(name) for name in RECORDED},
+        packages={name: version(name) for name in RECORDED}
+        | dict(torch=str(torch.__version__)),  # with its build
         commit=commit or os.environ.get("HCNN_COMMIT"),
         dirty=(
             None
