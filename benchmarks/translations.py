@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 import numpy
@@ -25,6 +26,7 @@ from safetensors.torch import save_file
 from benchmarks.cells import ROOT
 from hcnn import results, runs, runtime
 from hcnn.axes import H_AXIS, W_AXIS
+from hcnn.conv5d import layer_sizes
 from hcnn.data import redraw
 from hcnn.training import evaluate
 from hcnn.translations import (
@@ -78,32 +80,23 @@ class Study:
 
     def __init__(self, network, train, test, queries, arrays):
         self.network, self.train, self.test = network, train, test
-        self.twin = untrained_twin(network, train.images[:3200])
+        twin = untrained_twin(network, train.images[:3200])
+        self.networks = dict(trained=network, untrained=twin)
         self.n = min(queries, len(train), len(test))
-        self.arrays, self.folders = arrays, {}
+        self.arrays = arrays
+        # made once for each network and part of the data
+        self.folder, self.pooled = cache(self.folder), cache(self.pooled)
         four = network.config.K == 8  # rows: a turned phase is translated
         self.moves = [
             how for how in MOVES if not (four and how == "phases")
         ]
 
-    def folder(self, which, split, position="centre", first=None):
+    def folder(self, which, split):
         """The stored arrays of a network and a part of the data."""
-        key = which, split, position, first
-        if key not in self.folders:
-            self.folders[key] = self._stored(*key)
-        return self.folders[key]
-
-    def _stored(self, which, split, position, first):
-        network = {"trained": self.network, "untrained": self.twin}[which]
         data = {"train": self.train, "test": self.test}[split]
-        if first is not None:
-            data = data.subset(min(first, len(data)))
+        tell = Told(f"{which}, {data.name}, {split}")
         return store_arrays(
-            network,
-            data,
-            self.arrays,
-            position=position,
-            tell=Told(f"{which}, {data.name}, {split}, {position}"),
+            self.networks[which], data, self.arrays, tell=tell
         )
 
     def queries(self, which, split, depth, smooth=2):
@@ -288,24 +281,24 @@ class Study:
         The arrays at the centre or their mean over all positions; or that
         mean of the whole layer, v_(j-2) in place: (n, a * b, c).
         """
-        if position == "layer":
-            return self.pooled(which, split).__getitem__
-        # at the centre there are arrays of all images
-        few = split == "train" and position != "centre"
-        folder = self.folder(
-            which, split, position, PROBED if few else None
-        )
 
-        def arrays(depth):
-            index = open_index(folder, depth, 1)
+        def centre(depth):
+            index = open_index(self.folder(which, split), depth, 1)
             return index[torch.arange(len(index))]
 
-        return arrays
+        def whole(depth):
+            return self.pooled(which, split)[depth]
+
+        def summed(depth):
+            b = layer_sizes(**self.network.config.geometry)[depth].b
+            return whole(depth).unflatten(1, (-1, b)).sum(1)
+
+        return dict(centre=centre, mean=summed, layer=whole)[position]
 
     @torch.no_grad()
     def pooled(self, which, split):
         """By depth the mean of x_j over all positions."""
-        network = {"trained": self.network, "untrained": self.twin}[which]
+        network = self.networks[which]
         images = {
             "train": self.train.images[:PROBED],
             "test": self.test.images,

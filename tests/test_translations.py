@@ -908,19 +908,30 @@ def test_the_error_of_a_share_counts_a_query_once():
     assert share_error(every, every) == share_error(none, none) == 0
 
 
-def test_pooled_layers_sum_to_the_arrays_of_all_positions(tmp_path):
+def test_what_a_probe_reads(tmp_path):
+    """The stored arrays, those of all positions, and whole layers."""
     from benchmarks.translations import Study
 
     parts = shapes10(60), shapes10(20, 0, "test")
     network = load_pretrained("hcnn8-shapes10-periodic")
     asked = Study(network, *parts, 20, tmp_path)
     for which, split in (("trained", "train"), ("untrained", "test")):
-        arrays = asked.read(which, split, "mean")
-        layers = asked.read(which, split, "layer")
+        reads = {
+            what: asked.read(which, split, what)
+            for what in (*own.POSITIONS, "layer")
+        }
+        data = parts[split == "test"]
+        x = network.standardize(data.images)
+        for position in own.POSITIONS:
+            arrays = own.attribute_arrays(
+                asked.networks[which], x, position=position
+            )
+            for depth in own.DEPTHS:
+                assert_close(reads[position](depth), arrays[depth])
         for depth in own.DEPTHS:
-            layer = layers(depth).unflatten(1, (-1, 4))
+            layer = reads["layer"](depth).unflatten(1, (-1, 4))
             assert layer.shape[1] == 2
-            assert_close(layer.sum(1), arrays(depth))
+            assert_close(layer.sum(1), arrays[depth])
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
