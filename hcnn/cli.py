@@ -113,7 +113,7 @@ def train(
         str | None, _or("the model's; shapes10", "NAME|FOLDER")
     ] = None,
     model: Annotated[
-        str | None, _or("hcnn8-DATA, of a folder hcnn8-cifar10", "PRESET")
+        str | None, _or("hcnn8-DATA; hcnn8-cifar10 for a folder", "PRESET")
     ] = None,
     recipe: str = "quick",
     out: Annotated[
@@ -149,7 +149,8 @@ def train(
         minutes: stop after so many, saved, with status 3 (under torchrun
             0, for which any other is a failure).
         device: cpu, cuda or cuda:N.
-        record: of the entry to add to the project's ledger at the end.
+        record: name of the entry to add to the project's ledger at the
+            end.
         tensorboard: write event files into the folder, too.
     """
     from . import runs, runtime
@@ -271,7 +272,7 @@ _typed: list[str] = []
 
 
 def evaluate(
-    folder: Annotated[Path, Positional, arg(metavar="FOLDER")],
+    folder: Annotated[Path, Positional, arg(metavar="NAME|FOLDER")],
     /,
     *,
     data: Annotated[str | None, _or("as recorded", "FOLDER")] = None,
@@ -284,7 +285,7 @@ def evaluate(
 
     Args:
         folder: one that hcnn train wrote; an entry of the ledger, such as
-            results/train-hcnn8-cifar10-modern-1; or the name of a network
+            results/train-hcnn8-cifar10-short-1; or the name of a network
             that comes with the package, as hcnn info prints it.
         data: where the images are, if they have moved.
         device: cpu, cuda or cuda:N.
@@ -384,7 +385,9 @@ def translate(
     smooth: int = 2,
     share: float = 0.9,
     size: int = 32,
-    device: Annotated[str | None, _or("the best one", "NAME")] = None,
+    device: Annotated[
+        str | None, _or("the best one; the CPU searches", "NAME")
+    ] = None,
     arrays: Path = Path("runs/arrays"),
 ) -> None:
     """Show what images an image becomes along an attribute.
@@ -568,7 +571,8 @@ def bench(
     how near that comes to what the machine can do.
 
     Args:
-        model: a preset with zero padding, such as hcnn8-cifar10.
+        model: a preset with zero padding and the paper's strides, such as
+            hcnn8-cifar10; its layers' outputs are not normalized.
         batch: images in a step.
         size: side of the images in pixels.
         repeats: rounds; the median counts.

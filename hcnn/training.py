@@ -1018,6 +1018,7 @@ def _about(network, data, recipe, test, seed, folder):
         seed=seed,
         recipe=asdict(recipe),
         config=asdict(network.config),
+        moments=dict(mean=network.mean, std=network.std),
         data=images,
     )
     return json.loads(json.dumps(about))
@@ -1033,6 +1034,7 @@ def _apart(ours, theirs):
 
 def _same_run(path, ours, about):
     """Refuse the checkpoint of another run, naming what differs."""
+    about = dict(moments=ours["moments"]) | about  # older ones lack them
     if found := _apart(ours, about):
         raise ValueError(
             f"Trainer: {path} belongs to another run: {'; '.join(found)}; "
@@ -1296,12 +1298,13 @@ def _check(network, data, recipe, test, ranks):
 
 # %% ../book/08-training.ipynb #b37ebd07
 class _Bar:
-    """Progress: a bar on a terminal, a line an epoch elsewhere."""
+    """Progress: a bar on a terminal; a line an epoch in a file."""
 
     def __init__(self, learner, wanted):
         self.bar, self.learner = None, learner
-        self.lines = wanted and not sys.stderr.isatty()
-        if wanted and not self.lines:
+        terminal = sys.stderr.isatty()
+        self.lines = wanted and not (terminal and sys.stdout.isatty())
+        if wanted and terminal:
             from tqdm import tqdm
 
             self.bar = tqdm(

@@ -17,6 +17,8 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+import hcnn
+
 ROOT = Path(__file__).resolve().parent.parent
 # torch pins the first three itself; the others install, and are not frozen
 NOT_OURS = ("nvidia-", "cuda-", "triton", "setuptools", "wheel", "pip")
@@ -274,6 +276,12 @@ def test_the_landing_page_asks_the_questions_of_the_chapters():
         for s, title, question in chapters()
     ]
     assert cards == expected
+
+
+def test_help_of_the_package_names_every_module():
+    modules = {p.stem for p in (ROOT / "hcnn").glob("[!_]*.py")}
+    named = set(re.findall(r"`hcnn\.(\w+)`", hcnn.__doc__))
+    assert named == modules
 
 
 def test_the_api_page_lists_every_module_after_those_it_imports():

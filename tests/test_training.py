@@ -1,6 +1,7 @@
 """The trainer: recipes, the stream of images, exact resume, bad input."""
 
 import errno
+import itertools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ import sys
 from collections import Counter
 from contextlib import contextmanager
 from dataclasses import asdict, fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -886,11 +888,16 @@ def test_a_checkpoint_of_another_type_is_refused(tmp_path):
         (dict(recipe=replace(BRIEF, ema=0.0)), "recipe.ema is 0.0"),
         (dict(options=dict(seed=1)), "seed is 1 here and was 0"),
         (dict(network=dict(Q=4)), "config.Q is 4 here and was 3"),
+        (dict(moments=dict(mean=[0.5] * 3)), "moments.mean is [0.5, 0.5,"),
+        (dict(moments=dict(std=[0.5] * 3)), "moments.std is [0.5, 0.5,"),
         (dict(data=small(seed=1)), "data.sha256"),
         (dict(data=small(30)), "data.images is 30 here and was 40"),
         (dict(options=dict(test=small(9, "test"))), "data.test_sha256"),
     ],
-    ids=["epochs", "ema", "seed", "config", "images", "number", "test"],
+    ids=[
+        *("epochs", "ema", "seed", "config", "mean", "std", "images"),
+        *("number", "test"),
+    ],
 )
 def test_another_run_in_the_folder_is_refused_by_name(
     tmp_path, options, named
@@ -898,9 +905,11 @@ def test_another_run_in_the_folder_is_refused_by_name(
     train(tmp_path)
     data = options.get("data") or small()
     before = checkpoints(tmp_path)
+    network = build(data, **options.get("network", {}))
+    vars(network).update(options.get("moments", {}))
     with pytest.raises(ValueError, match="belongs to another run") as error:
         Trainer(
-            build(data, **options.get("network", {})),
+            network,
             data,
             options.get("recipe", BRIEF),
             folder=tmp_path,
@@ -1036,11 +1045,31 @@ def test_one_line_an_epoch_where_there_is_no_terminal(capsys):
     assert capsys.readouterr() == ("", "")
 
 
-def test_a_bar_on_a_terminal(capsys, monkeypatch):
-    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+def test_a_line_tells_rate_and_time_that_is_left(capsys, monkeypatch):
+    clock = itertools.count()
+    monkeypatch.setattr(
+        training.time, "perf_counter", lambda: 1000.0 * next(clock)
+    )
+    own = replace(BRIEF, epochs=2.0, batch=10)  # of 40 images: 8 steps
+    rows = []
+    train(recipe=own, progress=True, callbacks=[rows.append])
+    first, last = capsys.readouterr().out.splitlines()
+    rate = rows[0]["images_per_second"]
+    told = str(timedelta(seconds=round(40 / rate)))
+    assert f"{rate:.0f} images/s, {told} left" in first and rate < 1
+    assert last.endswith(", 0:00:00 left")
+
+
+@pytest.mark.parametrize("into_a_file", [False, True])
+def test_a_bar_on_a_terminal(into_a_file, capsys, monkeypatch):
+    for own, here in ((sys.stderr, True), (sys.stdout, not into_a_file)):
+        monkeypatch.setattr(
+            own, "isatty", lambda here=here: here, raising=False
+        )
     train(progress=True)
     out, err = capsys.readouterr()
-    assert not out and "images" in err and "loss" in err
+    assert "images" in err and "loss" in err
+    assert len(out.splitlines()) == 3 * into_a_file
     assert "128/128" in err.replace(" ", "").replace(".", "")
 
 

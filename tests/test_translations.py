@@ -355,6 +355,82 @@ def test_faiss_finds_the_same_and_chooses_exactly():
     )
 
 
+def test_where_the_graph_finds_too_few_the_exact_search_takes_over(
+    monkeypatch,
+):
+    pytest.importorskip(
+        "faiss", reason="needs faiss: pip install faiss-cpu"
+    )
+
+    class Lost:  # a graph that finds one array of many
+        ntotal = 50
+
+        def search(self, queries, k):
+            found = numpy.full((len(queries), k), -1)
+            found[:, 0] = 7
+            return None, found
+
+    arrays = randn(50, 4, 8)
+    exact = own.ArrayIndex(arrays).search(arrays[:5], 2)
+    monkeypatch.setattr(own, "_graph", lambda stored: Lost())
+    lost = own.ArrayIndex(arrays, engine="faiss")
+    found = lost.search(arrays[:5], 2)
+    assert torch.equal(found.indices, exact.indices)
+    assert_close(found.distances, exact.distances)
+    assert (lost.search(arrays[:5]).indices == 7).all()  # enough for one
+
+
+def test_each_array_leaves_out_its_own_image():
+    arrays = randn(30, 4, 8)
+    index, smooth = own.ArrayIndex(arrays), own.smooth_attribute(arrays)
+    without = torch.tensor([3, -1, 5])
+    found = own.translated_neighbours(
+        index, smooth[[3, 4, 5]], [0, 2], exclude=without
+    )
+    assert found.indices.shape == (3, 2, 1)
+    for row, (query, out) in enumerate(
+        zip((3, 4, 5), (3, -1, 5), strict=True)
+    ):
+        for column, tau in enumerate((0, 2)):
+            wanted = smooth[query].roll(tau, 0)
+            far = (smooth - wanted).norm(dim=(1, 2))
+            if out >= 0:
+                far[out] = math.inf
+            least, nearest = far.min(0)
+            assert found.indices[row, column, 0] == nearest
+            assert_close(found.distances[row, column, 0], least)
+    assert found.indices[1, 0, 0] == 4 and found.indices[0, 0, 0] != 3
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda i: own.translated_neighbours(i, i[[0]], []),
+            "taus are none",
+        ),
+        (lambda i: own.small_distance(i, images=0), "of 0 images"),
+        (lambda i: i.check(shapes10(3)), "digest"),
+    ],
+    ids=["taus", "images", "digest"],
+)
+def test_bad_calls_say_what_was_expected(call, message):
+    with pytest.raises(ValueError, match=message):
+        call(own.ArrayIndex(randn(3, 4, 8)))
+
+
+def test_properties_want_three_colours_and_three_pixels(unchecked):
+    for shape in ((2, 1, 8, 8), (2, 3, 2, 8)):
+        with pytest.raises(ValueError, match="three colours and at least"):
+            own.image_properties(torch.zeros(shape, dtype=torch.uint8))
+
+
+def test_a_probe_that_has_not_converged_warns():
+    arrays, labels = randn(50, 2, 3), torch.arange(50) % 3
+    with pytest.warns(UserWarning, match="is left after 1 steps"):
+        own.linear_probe(arrays, labels, arrays, labels, steps=1)
+
+
 def test_without_faiss_the_error_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     with pytest.raises(ImportError, match=r"hcnn\[faiss\]"):
@@ -853,14 +929,18 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
         def expect_nearest(images, wanted, depth):
             """Are these the images of training nearest to the arrays?"""
             known = arrays_of(train.images, depth)
-            apart = (known - wanted[:, None]).norm(dim=(2, 3)).argmin(1)
+            far = (known - wanted[:, None]).norm(dim=(2, 3))
+            far, apart = far.min(1)
             assert torch.equal(images, train.images[apart])
-            return apart
+            pairs = (known - known[:, None]).norm(dim=(2, 3))
+            pairs = pairs.fill_diagonal_(math.inf).min(1).values
+            small = pairs.double().quantile(0.9)
+            return apart, (far.double() / small).float()
 
         labels = [names.index(word) for word in study.SHOWN[name]]
         first = [(test.labels == label).nonzero()[:, 0] for label in labels]
         for image, here in enumerate(first[0][:2]):
-            pictures, below, wanted, _ = (
+            pictures, below, wanted, distances = (
                 kept[f"pair.{k}"][image]
                 for k in ("images", "arrays", "wanted", "distances")
             )
@@ -872,7 +952,8 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
             ]
             assert_close(wanted, torch.stack(expected))
             assert_close(below[0], array)
-            apart = expect_nearest(pictures[1:], wanted[1:], 11)
+            apart, far = expect_nearest(pictures[1:], wanted[1:], 11)
+            assert_close(distances[1:].float(), far, rtol=1e-3, atol=1e-4)
             assert_close(below[1:], arrays_of(train.images, 11)[apart])
         for image, here in enumerate(rows[0] for rows in first[1:]):
             assert torch.equal(
@@ -884,10 +965,16 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
                     own.translate_attribute(array, tau)[0]
                     for tau in range(1, 8)
                 ]
-                apart = expect_nearest(
+                apart, far = expect_nearest(
                     kept["depths.images"][image, row],
                     torch.stack(wanted),
                     depth,
+                )
+                assert_close(
+                    kept["depths.distances"][image, row].float(),
+                    far,
+                    rtol=1e-3,
+                    atol=1e-4,
                 )
                 assert torch.equal(
                     kept["depths.same"][image, row],
@@ -932,6 +1019,130 @@ def test_what_a_probe_reads(tmp_path):
             layer = reads["layer"](depth).unflatten(1, (-1, 4))
             assert layer.shape[1] == 2
             assert_close(layer.sum(1), arrays[depth])
+
+
+@pytest.mark.parametrize(
+    "name", ["hcnn8-shapes10-periodic", "hcnn-cifar10-periodic"]
+)
+def test_what_a_study_finds_is_brute_force(name, tmp_path, monkeypatch):
+    """Every way of moving, the mean alone, what is near, and probes."""
+    from benchmarks import translations as study
+
+    def small(n, split):
+        data = shapes10(n, 0, split)
+        images = data.images[..., ::4, ::4].contiguous()
+        return replace(data, images=images, factors=None)
+
+    train, test = small(60, "train"), small(25, "test")
+    network = network_of(name, Q=3).float()
+    monkeypatch.setattr(study, "DEPTHS", (3, 7))
+    asked = study.Study(network, train, test, 20, tmp_path)
+    claim, near = asked.claim(), asked.near()
+
+    def raw(images, depth, which="trained"):
+        net = asked.networks[which]
+        with torch.no_grad():
+            x = net.standardize(images)
+            return own.attribute_arrays(net, x, [depth])[depth].double()
+
+    def nearest(queries, known, split):
+        far = (known - queries[:, None]).norm(dim=(2, 3))
+        if split == "train":
+            far[torch.arange(20), torch.arange(20)] = math.inf
+        return far.min(1)
+
+    for split, data in (("train", train), ("test", test)):
+        for depth in (3, 7):
+            plain = {
+                which: (
+                    raw(data.images[:20], depth, which),
+                    own.smooth_attribute(raw(train.images, depth, which)),
+                )
+                for which in ("trained", "untrained")
+            }
+            labels, same = data.labels[:20], {}
+            b = plain["trained"][0].shape[1]
+            taus = range(1, b)
+            for how in (*asked.moves, "untrained"):
+                which = how if how == "untrained" else "trained"
+                move = "translated" if how == "untrained" else how
+                arrays, known = plain[which]
+                moved = [
+                    own.moved_arrays(arrays.float(), tau, move, seed=tau)
+                    for tau in taus
+                ]
+                found = [
+                    nearest(own.double(), known, split) for own in moved
+                ]
+                same[how] = [
+                    int((train.labels[which] == labels).sum())
+                    for _, which in found
+                ]
+                counts = claim[split][how][depth]["counts"][1:]
+                assert [k for k, _ in counts] == same[how], how
+                if split == "train" or how == "untrained":
+                    continue
+                kept = near["moves"][depth][how]
+                pairs = (known - known[:, None]).norm(dim=(2, 3))
+                pairs = pairs.fill_diagonal_(math.inf).min(1).values
+                small_ones = {p: pairs.quantile(p) for p in study.SHARES}
+                far = torch.stack([own for own, _ in found], 1)
+                went = torch.stack(moved, 1).double()
+                went = went - own.smooth_attribute(arrays)[:, None]
+                went = went.norm(dim=(2, 3))
+                for values, told in ((went, "moved"), (far, "found")):
+                    middle = values.median(0).values / small_ones[0.9]
+                    assert kept[told] == pytest.approx(
+                        middle.tolist(), rel=1e-3
+                    )
+                _, first = nearest(
+                    own.smooth_attribute(arrays), known, split
+                )
+                share = [
+                    (which == first).double().mean().item()
+                    for _, which in found
+                ]
+                assert kept["same_image"] == pytest.approx(share)
+                for p, theta in small_ones.items():
+                    right, close, every, _ = near["small"][str(p)][how][
+                        depth
+                    ]
+                    inside = far <= theta
+                    hits = torch.stack(
+                        [
+                            train.labels[which] == labels
+                            for _, which in found
+                        ],
+                        1,
+                    )
+                    assert close == int(inside.sum())
+                    assert right == int((inside & hits).sum())
+                    assert every == inside.numel()
+            if b > 4:  # the ways are not one and the same
+                assert len({tuple(counts) for counts in same.values()}) > 3
+            arrays, known = plain["trained"]
+            alone, known = arrays.mean(1), raw(train.images, depth).mean(1)
+            alone, known = (v[:, None] for v in (alone, known))
+            _, which = nearest(alone, known, split)
+            (count,) = claim[split]["mean"][depth]["counts"]
+            assert count == [int((train.labels[which] == labels).sum()), 20]
+
+    probes = asked.probes()
+    for which in ("trained", "untrained"):
+        for place, depth in enumerate((3, 7)):
+            known, queries = (
+                raw(data.images, depth, which) for data in (train, test)
+            )
+            near = (known - queries[:, None]).norm(dim=(2, 3)).argmin(1)
+            right = train.labels[near] == test.labels
+            rows = probes["centre"][which]
+            assert rows["nearest neighbour"][place] == pytest.approx(
+                right.double().mean().item()
+            )
+            probe = own.linear_probe(
+                known, train.labels, queries, test.labels
+            )
+            assert abs(rows["linear probe"][place] - probe.accuracy) < 0.05
 
 
 @pytest.mark.parametrize("split", ["train", "test"])
