@@ -10,14 +10,13 @@ import statistics
 import tempfile
 import time
 
-import torch
 import torch.nn.functional as F
 
 from hcnn import results, runs, runtime
 from hcnn.data import Dataset, shapes10
 from hcnn.network import preset
 from hcnn.runtime import autocast
-from hcnn.training import Recipe, Trainer, parameter_groups, recipe
+from hcnn.training import Recipe, Trainer, new_optimizer, recipe
 
 MODEL = "hcnn8-shapes10"
 
@@ -25,12 +24,7 @@ MODEL = "hcnn8-shapes10"
 def bare(data: Dataset, own: Recipe, steps: int) -> float:
     """Images per second of steps alone."""
     network = runs.new_network(preset(MODEL), data, 0).train()
-    optimizer = torch.optim.SGD(
-        parameter_groups(network, own),
-        own.learning_rate,
-        own.momentum,
-        nesterov=own.nesterov,
-    )
+    optimizer = new_optimizer(network, own)
     x = network.standardize(data.images[: own.batch])
     labels = data.labels[: own.batch]
     begin = time.perf_counter()

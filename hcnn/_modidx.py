@@ -749,6 +749,18 @@ d = {
                 "08-training.html#journal.tell",
                 "hcnn/training.py",
             ),
+            "hcnn.training.Muon": (
+                "08-training.html#muon",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Muon.__init__": (
+                "08-training.html#muon.__init__",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.Muon.step": (
+                "08-training.html#muon.step",
+                "hcnn/training.py",
+            ),
             "hcnn.training.Recipe": (
                 "08-training.html#recipe",
                 "hcnn/training.py",
@@ -945,10 +957,6 @@ d = {
                 "08-training.html#_on_cpu",
                 "hcnn/training.py",
             ),
-            "hcnn.training._optimizer": (
-                "08-training.html#_optimizer",
-                "hcnn/training.py",
-            ),
             "hcnn.training._order": (
                 "08-training.html#_order",
                 "hcnn/training.py",
@@ -1009,6 +1017,10 @@ d = {
                 "08-training.html#_step",
                 "hcnn/training.py",
             ),
+            "hcnn.training._step_along": (
+                "08-training.html#_step_along",
+                "hcnn/training.py",
+            ),
             "hcnn.training._summary_writer": (
                 "08-training.html#_summary_writer",
                 "hcnn/training.py",
@@ -1065,12 +1077,20 @@ d = {
                 "08-training.html#learning_rate",
                 "hcnn/training.py",
             ),
+            "hcnn.training.new_optimizer": (
+                "08-training.html#new_optimizer",
+                "hcnn/training.py",
+            ),
             "hcnn.training.parameter_groups": (
                 "08-training.html#parameter_groups",
                 "hcnn/training.py",
             ),
             "hcnn.training.place": (
                 "08-training.html#place",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.polar_factor": (
+                "08-training.html#polar_factor",
                 "hcnn/training.py",
             ),
             "hcnn.training.predict": (

@@ -49,6 +49,10 @@ class RecipeChanges:
     """Passes over all images."""
     batch: Whole = None
     """Images in a step, of all processes together."""
+    optimizer: Annotated[
+        Literal["sgd", "muon"] | None, _or(OURS, "NAME")
+    ] = None
+    """sgd or muon."""
     learning_rate: Number = None
     """The highest."""
     schedule: Annotated[
@@ -68,7 +72,7 @@ class RecipeChanges:
     nesterov: Switch = None
     """Look ahead by the momentum."""
     weight_decay: Number = None
-    """Added to the gradient, times the weight."""
+    """Added to the gradient, times the weight; of muon beside it."""
     decay: Annotated[
         Literal["all", "kernels"] | None, _or(OURS, "NAME")
     ] = None
@@ -76,7 +80,7 @@ class RecipeChanges:
     label_smoothing: Number = None
     """Share of a label given to all classes alike."""
     ema: Number = None
-    """Decay of an average of the weights, 0 for none."""
+    """Decay of a weight average, 0 for none."""
     shift: Whole = None
     """Images move by up to so many pixels."""
     flip: Switch = None
@@ -105,6 +109,8 @@ class ModelChanges:
     """The variant (+)."""
     output_norm: Annotated[bool | None, _or(THEIRS, "True|False")] = None
     """A normalization after each layer."""
+    score_scale: Annotated[float | None, _or(THEIRS, "X")] = None
+    """First scale of the last of them."""
 
 
 def train(

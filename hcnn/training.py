@@ -6,6 +6,7 @@
 __all__ = [
     "SCHEDULES",
     "DECAYS",
+    "OPTIMIZERS",
     "AGREE_STEPS",
     "TERMINATED",
     "Recipe",
@@ -15,6 +16,8 @@ __all__ = [
     "batch_indices",
     "learning_rate",
     "parameter_groups",
+    "polar_factor",
+    "Muon",
     "follow",
     "Evaluation",
     "judge",
@@ -30,6 +33,7 @@ __all__ = [
     "under_torchrun",
     "distributed",
     "place",
+    "new_optimizer",
     "Trainer",
 ]
 
@@ -84,6 +88,7 @@ from hcnn.runtime import (
 # %% ../book/08-training.ipynb #fe473851
 SCHEDULES = ("steps", "one-cycle")
 DECAYS = ("all", "kernels")
+OPTIMIZERS = ("sgd", "muon")
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class Recipe:
     Args:
         epochs: passes over all images; need not be whole.
         batch: images in a step, those of all processes together.
+        optimizer: "sgd", down the gradient; or "muon", where a kernel goes
+            along the polar factor of the gradient.
         learning_rate: the highest.
         schedule: "steps", where the rate is multiplied by one of
             `factors` from each of `milestones` on; or "one-cycle", where
@@ -103,7 +110,8 @@ class Recipe:
         final: share of `learning_rate` that "one-cycle" ends with.
         momentum: share of the last step that is kept.
         nesterov: look ahead by the momentum.
-        weight_decay: added to the gradient, times the weight.
+        weight_decay: added to the gradient, times the weight; with "muon"
+            weights shrink by it, times the rate, beside each step.
         decay: "all" parameters decay, or "kernels", those with two axes
             or more.
         label_smoothing: share of a label given to all classes alike.
@@ -122,6 +130,7 @@ class Recipe:
 
     epochs: float = 10.0
     batch: int = 128
+    optimizer: str = "sgd"
     learning_rate: float = 0.1
     schedule: str = "one-cycle"
     milestones: tuple[float, ...] = ()
@@ -141,6 +150,7 @@ class Recipe:
     def __post_init__(self):
         check_choice("Recipe", "schedule", self.schedule, SCHEDULES)
         check_choice("Recipe", "decay", self.decay, DECAYS)
+        check_choice("Recipe", "optimizer", self.optimizer, OPTIMIZERS)
         check_choice("Recipe", "precision", self.precision, PRECISIONS)
         for names, kind, low, high, wanted in _RANGES:
             for name in names.split():
@@ -229,8 +239,9 @@ _RECIPES = {
     "modern": Recipe(
         epochs=100.0,
         batch=32,
-        learning_rate=0.05,
-        weight_decay=5e-4,
+        optimizer="muon",
+        learning_rate=0.02,
+        weight_decay=0.0,
         label_smoothing=0.1,
         ema=0.999,
     ),
@@ -243,8 +254,8 @@ def recipe(name: str, **changes) -> Recipe:
 
     Args:
         name: "paper" (section 4.2 of the paper), "authors" (the choices
-            of the code they published), "modern" (one cycle, label
-            smoothing, an average of the weights), or "quick" (0.24 passes,
+            of the code they published), "modern" (polar factors,
+            one cycle, label smoothing, an average of the weights), or "quick" (0.24 passes,
             for `shapes10` on a laptop).
         changes: fields of `Recipe` and their values, such as epochs=3.0.
 
@@ -378,6 +389,91 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict]:
         for decay, own in groups.items()
         if own
     ]
+
+
+# %% ../book/08-training.ipynb #7c51dfda
+def polar_factor(
+    matrix: Float[Tensor, "r c"], rounds: int = 5
+) -> Float[Tensor, "r c"]:
+    r"""Roughly $U V^\top$ of a matrix $U \Sigma V^\top$, by products alone.
+
+    $$ X \leftarrow a X + b\, X X^\top X + c\, (X X^\top)^2 X, \qquad
+       X_0 = G / \|G\|_F $$
+
+    Args:
+        matrix: G. Of zeros zeros come back.
+        rounds: of the polynomial.
+
+    Returns:
+        Singular values of 0.68 to 1.14 where those of $X_0$ are above
+        0.01; smaller ones are still on their way.
+
+    Source: {ref}`sec-polar`; Jordan and others (2024).
+    """
+    tall = matrix.shape[0] > matrix.shape[1]
+    x = matrix.T if tall else matrix
+    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    for _ in range(rounds):
+        gram = x @ x.T
+        x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
+    return x.T if tall else x
+
+
+# %% ../book/08-training.ipynb #237fd658
+class Muon(torch.optim.Optimizer):
+    """Descent along the polar factors of the velocities.
+
+    Args:
+        params: parameters or groups, as of any optimizer; one of two axes
+            or more is a matrix with a row for each value of the first.
+        lr: about the length of a row of each step.
+        momentum: share of the velocity that is kept.
+        nesterov: look ahead by the momentum.
+        weight_decay: weights shrink by lr times this, beside the step.
+        vectors: rate, in units of lr, of parameters with one axis, which
+            go along the velocity itself.
+
+    Source: {ref}`sec-polar`; Jordan and others (2024).
+    """
+
+    def __init__(
+        self,
+        params,
+        lr,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay=0.0,
+        vectors=4.0,
+    ):
+        options = dict(momentum=momentum, nesterov=nesterov)
+        options |= dict(weight_decay=weight_decay, vectors=vectors)
+        super().__init__(params, dict(lr=lr, **options))
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            rate, share = group["lr"], group["momentum"]
+            for own in group["params"]:
+                state = self.state[own]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(own)
+                velocity = state["momentum_buffer"]
+                velocity.mul_(share).add_(own.grad)
+                ahead = velocity
+                if group["nesterov"]:
+                    ahead = own.grad + share * velocity
+                own.mul_(1 - rate * group["weight_decay"])
+                own.sub_(rate * _step_along(ahead, group["vectors"]))
+
+
+def _step_along(velocity, vectors):
+    """A polar factor whose rows have about unit length; of a vector itself."""
+    if velocity.ndim < 2:
+        return vectors * velocity
+    matrix = velocity.flatten(1)
+    rows, columns = matrix.shape
+    length = max(1.0, rows / columns) ** 0.5
+    return length * polar_factor(matrix).view_as(velocity)
 
 
 # %% ../book/08-training.ipynb #ce99acf6
@@ -964,9 +1060,19 @@ def _batch(images, labels, recipe, seed, step):
     return batch[own], labels[chosen[own]]
 
 
-def _optimizer(network, recipe):
-    """Descent whose velocities are there, and zero, before any step."""
-    optimizer = torch.optim.SGD(
+def new_optimizer(
+    network: nn.Module, recipe: Recipe
+) -> torch.optim.Optimizer:
+    """Descent by a recipe; velocities are there, and zero, before a step.
+
+    Args:
+        network: any module.
+        recipe: with its `optimizer`, momentum, Nesterov and weight decay.
+
+    Source: {ref}`sec-trainer`.
+    """
+    kind = {"sgd": torch.optim.SGD, "muon": Muon}[recipe.optimizer]
+    optimizer = kind(
         parameter_groups(network, recipe),
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
@@ -1364,7 +1470,7 @@ class _Learner:
         with autocast(device, recipe.precision):
             short = torch.is_autocast_enabled(device.type)
         self.precisions = ["bf16" if short else "float32"]
-        self.optimizer = _optimizer(network, recipe)
+        self.optimizer = new_optimizer(network, recipe)
         self.average = deepcopy(network) if recipe.ema else None
 
     @property

@@ -1,6 +1,7 @@
 """The trainer: recipes, the stream of images, exact resume, bad input."""
 
 import errno
+import functools
 import itertools
 import json
 import math
@@ -28,6 +29,7 @@ from hcnn.data import Augment, Dataset, load_dataset, shapes10
 from hcnn.network import HCNN, preset
 from hcnn.training import (
     TERMINATED,
+    Muon,
     Recipe,
     Trainer,
     batch_indices,
@@ -186,6 +188,56 @@ def test_one_cycle_rises_and_falls_once():
     assert rates[-1] == pytest.approx(0.01, rel=0.07)
     flat = Recipe(warmup=0.0, final=1.0)
     assert learning_rate(flat, 0, n) == learning_rate(flat, 9, n) == 0.1
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_goes_along_the_polar_factor_of_the_velocity(nesterov):
+    shapes = (4, 3, 3, 5), (32, 3, 3), (7,)
+    generator = runtime.rng(0)
+    draw = functools.partial(torch.randn, generator=generator)
+    own = [torch.nn.Parameter(draw(s).double()) for s in shapes]
+    optimizer = Muon(own, 0.1, 0.9, nesterov, weight_decay=0.5)
+    velocity = [torch.zeros_like(p) for p in own]
+    for _ in range(3):
+        before = [p.detach().clone() for p in own]
+        for k, p in enumerate(own):
+            p.grad = draw(p.shape).double()
+            velocity[k] = 0.9 * velocity[k] + p.grad
+        optimizer.step()
+        for k, p in enumerate(own):
+            ahead = p.grad + 0.9 * velocity[k] if nesterov else velocity[k]
+            step = (before[k] * 0.95 - p.detach()) / 0.1
+            if p.ndim == 1:
+                torch.testing.assert_close(step, 4 * ahead)
+                continue
+            matrix, step = ahead.flatten(1), step.flatten(1)
+            left, _, right = torch.linalg.svd(matrix, full_matrices=False)
+            values = left.T @ step @ right.T  # diagonal, nearly one
+            rows, columns = matrix.shape
+            diagonal = values.diag() / max(1, rows / columns) ** 0.5
+            assert 0.68 < diagonal.min() and diagonal.max() < 1.14
+            off = values - values.diag().diag()
+            assert off.abs().max() < 1e-9
+
+
+def test_muon_trains_and_goes_on_as_if_nothing_had_happened(tmp_path):
+    own = replace(BRIEF, optimizer="muon", learning_rate=0.02)
+    rows = []
+    whole, _ = train(recipe=own, callbacks=[rows.append], log_steps=1)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    train(tmp_path, recipe=own, run=dict(stop_after=0.0))
+    again, _ = train(tmp_path, recipe=own)
+    plain, _ = train(recipe=BRIEF)
+    pairs = zip(
+        whole.state_dict().values(),
+        again.state_dict().values(),
+        plain.state_dict().values(),
+        strict=True,
+    )
+    same, other = zip(
+        *((a.equal(b), a.equal(c)) for a, b, c in pairs), strict=True
+    )
+    assert all(same) and not all(other)
 
 
 def test_only_kernels_decay_if_so_wanted():

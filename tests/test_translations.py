@@ -406,11 +406,11 @@ def test_each_array_leaves_out_its_own_image():
     "call, message",
     [
         (
-            lambda i: own.translated_neighbours(i, i[[0]], []),
+            lambda i: own.translated_neighbours(i, randn(1, 4, 8), []),
             "taus are none",
         ),
         (lambda i: own.small_distance(i, images=0), "of 0 images"),
-        (lambda i: i.check(shapes10(3)), "digest"),
+        (lambda i: i.check(shapes10(3)), "is not the data set"),
     ],
     ids=["taus", "images", "digest"],
 )
@@ -1034,7 +1034,7 @@ def test_what_a_study_finds_is_brute_force(name, tmp_path, monkeypatch):
         return replace(data, images=images, factors=None)
 
     train, test = small(60, "train"), small(25, "test")
-    network = network_of(name, Q=3).float()
+    network = network_of(name).float()
     monkeypatch.setattr(study, "DEPTHS", (3, 7))
     asked = study.Study(network, train, test, 20, tmp_path)
     claim, near = asked.claim(), asked.near()
