@@ -100,16 +100,16 @@ def small() -> Iterator[Job]:
     }
     polar = dict(optimizer="muon", learning_rate=0.02, weight_decay=0.0)
     scale = dict(score_scale=5.0)
+    now = polar | scale  # the recipe and the presets of now
     tricks = {
         "polar": polar,
         "scale": scale,
-        "polar-scale": polar | scale,  # the recipe of now
-        "half-rate": dict(learning_rate=0.025),
-        "twice-the-rate": dict(learning_rate=0.1),
+        "polar-scale": now,
+        "now-half-rate": now | dict(learning_rate=0.01),
+        "now-twice-the-rate": now | dict(learning_rate=0.04),
+        "now-no-nesterov": now | dict(nesterov=False),
         "no-smoothing": dict(label_smoothing=0.0),
         "no-average": dict(ema=0.0),
-        "no-nesterov": dict(nesterov=False),
-        "no-decay": dict(weight_decay=0.0),
         "no-flip": dict(flip=False),
         "steps": dict(
             schedule="steps", milestones=(1.5, 2.5), factors=(0.1, 0.01)

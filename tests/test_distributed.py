@@ -130,6 +130,11 @@ def test_a_killed_process_is_replaced_and_the_run_ends(tmp_path):
     weights, result = results(tmp_path)["fused"]
     for key, value in network.state_dict().items():
         assert (weights[key] - value).abs().max() < 1e-8, key
+    (tmp_path / "whole").mkdir()
+    assert torchrun(tmp_path / "whole", "fused", "long").returncode == 0
+    whole, _ = results(tmp_path / "whole")["fused"]
+    for key, value in whole.items():  # two processes, not torn: the same
+        assert torch.equal(weights[key], value), key
     assert [row["step"] for row in result["history"]] == [5, 10, 15, 20]
 
 
@@ -245,6 +250,15 @@ def test_the_command_line_trains_in_two_processes(
         options = ["--standalone", "--nproc-per-node", 2]
     else:
         options = of_two_machines()
+    if machines == 1:  # in pieces, which torchrun must not take for failed
+        piece = agent(
+            *options,
+            arguments=[*arguments, tmp_path / "many", "--minutes", 0],
+        )
+        (told,) = ended([piece])
+        assert piece.returncode == 0, told
+        assert told.count("saved; the same command goes on") == 1, told
+        assert checkpoints(tmp_path / "many" / "seed-0")
     agents = [
         agent(*options, arguments=[*arguments, tmp_path / "many"])
         for _ in range(machines)
@@ -299,7 +313,8 @@ def test_more_processes_than_gpus_are_refused(monkeypatch):
 def main(folder, *names):
     """The program: train every variant, in however many processes.
 
-    With "kill" the second process dies in step 7, with "term" it is told
+    With "long" they take twenty steps. With "kill" the second process then
+    dies in step 7, with "term" it is told
     to end; but only once. With "wait" the other one does not fail of that,
     which its machine would count, but waits to be told. With "differ" the
     second has other labels.
@@ -321,7 +336,8 @@ def main(folder, *names):
         if names[-1] in last and place()[0] == 1 and not died.exists():
             training.learning_rate = deadly
         for name in [n for n in names if n in VARIANTS]:
-            options = dict(recipe=LONGER) if names[-1] in last else {}
+            longer = names[-1] in (*last, "long")
+            options = dict(recipe=LONGER) if longer else {}
             if names[-1] == "differ" and place()[0] == 1:
                 data = small(40)
                 options["data"] = replace(data, labels=data.labels.roll(1))

@@ -58,8 +58,11 @@ def test_small_runs_are_of_three_epochs_and_differ_in_one_choice():
     jobs = {job.entry: job for job in training.small()}
     for name, job in jobs.items():
         run = job.run
-        plain = name.startswith("ablate-plain-")
-        base = jobs["ablate-plain" if plain else "ablate-baseline"].run
+        plain, now = (
+            name.startswith(f"ablate-{kind}-") for kind in ("plain", "now")
+        )
+        of = "plain" if plain else "polar-scale" if now else "baseline"
+        base = jobs[f"ablate-{of}"].run
         assert run.recipe.epochs == 3
         three = plain or name in ("ablate-baseline", "ablate-plain")
         assert job.seeds == ((0, 1, 2) if three else (0,))

@@ -1,15 +1,17 @@
 """Training runs: their folders, their records, and the four commands."""
 
 import copy
+import hashlib
 import json
 import re
 import shutil
 from dataclasses import asdict, fields
+from pathlib import Path
 
 import pytest
 import torch
 
-from hcnn import cli, results, runs, runtime, training
+from hcnn import cli, network, results, runs, runtime, training
 from hcnn.data import load_dataset, read_image, shapes10
 from hcnn.network import HCNN, HCNNConfig, preset, pretrained
 from hcnn.training import Recipe, data_digest, recipe
@@ -574,6 +576,27 @@ def test_the_overview_names_data_networks_and_runs(tmp_path, monkeypatch):
     monkeypatch.setenv("HCNN_DATA", str(tmp_path))
     assert "shapes10: drawn when it is asked for" in text
     assert text.endswith("runs in runs/:\n  none")
+    assert f"torch {torch.__version__}, Python 3" in text
+    assert "\ntrains on cpu in " in text
+    assert torch.cuda.is_available() or "\nGPU: none\n" in text
+    assert len(pretrained()) > 2
+    for name, about in pretrained().items():
+        file = Path(network.__file__).parent / f"weights/{name}.safetensors"
+        digest = hashlib.sha256(file.read_bytes()).hexdigest()[:12]
+        told = f"{about['entry']}, sha256 {digest}\n"
+        assert f"  {name}: {100 * about['accuracy']:.2f} %, {told}" in text
+
+
+def test_the_overview_has_the_digest_of_the_newest_checkpoint(
+    pictures, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    runs.train(a_run(pictures), "runs/own", (3,), progress=False, minutes=0)
+    model = max(tmp_path.glob("runs/own/seed-3/checkpoints/*/model.*"))
+    digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
+    step = int(model.parent.name.removeprefix("step-"))
+    told = f"  runs/own/seed-3: step {step}, sha256 {digest}"
+    assert told in runs.overview()
 
 
 def test_an_overview_survives_what_is_damaged(tmp_path, monkeypatch):

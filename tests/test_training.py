@@ -711,7 +711,9 @@ def flip(path):
 
 
 @pytest.mark.parametrize("harm", [cut, flip, Path.unlink])
-@pytest.mark.parametrize("name", ["model.safetensors", "state.safetensors"])
+@pytest.mark.parametrize(
+    "name", ["model.safetensors", "state.safetensors", "SHA256SUMS"]
+)
 def test_a_damaged_checkpoint_is_passed_over(whole, tmp_path, harm, name):
     train(tmp_path, save_minutes=0.0)
     newest = checkpoints(tmp_path)[-1]
@@ -1137,6 +1139,26 @@ def test_tensorboard_has_the_rows(tmp_path):
         events.Tags()["scalars"]
     )
     assert [e.step for e in events.Scalars("accuracy")] == [3, 5, 8]
+
+
+def test_tensorboard_has_each_step_once_after_a_run_was_torn(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing import event_accumulator
+
+    def tear(row):  # behind the checkpoint of step 3
+        if row["step"] == 4:
+            raise KeyboardInterrupt
+
+    options = dict(tensorboard=True, log_steps=1)
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, callbacks=[tear], **options)
+    assert [p.name for p in checkpoints(tmp_path)][-1] == "step-00000003"
+    train(tmp_path, **options)
+    events = event_accumulator.EventAccumulator(
+        str(tmp_path / "tensorboard")
+    ).Reload()
+    steps = [event.step for event in events.Scalars("loss")]
+    assert steps == list(range(1, 9))
 
 
 def test_tensorboard_without_its_package_says_what_to_install(
