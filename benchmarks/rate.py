@@ -9,6 +9,7 @@ the entry rate-trainer.
 import statistics
 import tempfile
 import time
+from dataclasses import asdict
 
 import torch.nn.functional as F
 
@@ -63,6 +64,7 @@ def measure(rounds: int = 25, steps: int = 30, **changes) -> dict:
     return dict(
         model=MODEL,
         batch=own.batch,
+        recipe=asdict(own),
         step_images_per_second=steps_alone,
         trainer_images_per_second=whole,
         trainer_of_step=statistics.median(b / a for a, b in rates),

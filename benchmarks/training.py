@@ -82,8 +82,8 @@ BEFORE = dict(  # modern, and the presets, until polar factors came
 def small() -> Iterator[Job]:
     """What each choice gives, in three epochs.
 
-    Three seeds for what the recipe was chosen by, one for what the paper
-    compares and for other tricks: a run takes over a quarter of an hour.
+    Three seeds for batch, rate and normalization, one for what the paper
+    compares and for all else: a run takes over a quarter of an hour.
 
     Tricks of the recipe are judged by held-out images, since they choose
     it, which leaves 45,000 to train on; what the paper compares, by the

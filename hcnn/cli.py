@@ -72,7 +72,7 @@ class RecipeChanges:
     nesterov: Switch = None
     """Look ahead by the momentum."""
     weight_decay: Number = None
-    """Added to the gradient, times the weight; of muon beside it."""
+    """Added to the gradient, times the weight; of muon beside."""
     decay: Annotated[
         Literal["all", "kernels"] | None, _or(OURS, "NAME")
     ] = None

@@ -99,7 +99,7 @@ class Recipe:
         epochs: passes over all images; need not be whole.
         batch: images in a step, those of all processes together.
         optimizer: "sgd", down the gradient; or "muon", where a kernel goes
-            along the polar factor of the gradient.
+            along the polar factor of the velocity.
         learning_rate: the highest.
         schedule: "steps", where the rate is multiplied by one of
             `factors` from each of `milestones` on; or "one-cycle", where
@@ -393,12 +393,12 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict]:
 
 # %% ../book/08-training.ipynb #7c51dfda
 def polar_factor(
-    matrix: Float[Tensor, "r c"], rounds: int = 5
-) -> Float[Tensor, "r c"]:
+    matrix: Float[Tensor, "rows columns"], rounds: int = 5
+) -> Float[Tensor, "rows columns"]:
     r"""Roughly $U V^\top$ of a matrix $U \Sigma V^\top$, by products alone.
 
-    $$ X \leftarrow a X + b\, X X^\top X + c\, (X X^\top)^2 X, \qquad
-       X_0 = G / \|G\|_F $$
+    $$ X \leftarrow 3.4445\, X - 4.775\, X X^\top X
+       + 2.0315\, (X X^\top)^2 X, \qquad X_0 = G / \|G\|_F $$
 
     Args:
         matrix: G. Of zeros zeros come back.
@@ -412,7 +412,9 @@ def polar_factor(
     """
     tall = matrix.shape[0] > matrix.shape[1]
     x = matrix.T if tall else matrix
-    x = x / x.norm().clamp_min(torch.finfo(x.dtype).tiny)
+    least = torch.finfo(x.dtype).tiny
+    x = x / x.abs().amax().clamp_min(least)  # whose squares are no zeros
+    x = x / x.norm().clamp_min(least)
     for _ in range(rounds):
         gram = x @ x.T
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
@@ -426,7 +428,7 @@ class Muon(torch.optim.Optimizer):
     Args:
         params: parameters or groups, as of any optimizer; one of two axes
             or more is a matrix with a row for each value of the first.
-        lr: about the length of a row of each step.
+        lr: about the length of the rows of a step, in quadratic mean.
         momentum: share of the velocity that is kept.
         nesterov: look ahead by the momentum.
         weight_decay: weights shrink by lr times this, beside the step.
@@ -450,10 +452,16 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, dict(lr=lr, **options))
 
     @torch.no_grad()
-    def step(self):
+    def step(self, closure=None):
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
         for group in self.param_groups:
             rate, share = group["lr"], group["momentum"]
             for own in group["params"]:
+                if own.grad is None:
+                    continue
                 state = self.state[own]
                 if "momentum_buffer" not in state:
                     state["momentum_buffer"] = torch.zeros_like(own)
@@ -464,10 +472,11 @@ class Muon(torch.optim.Optimizer):
                     ahead = own.grad + share * velocity
                 own.mul_(1 - rate * group["weight_decay"])
                 own.sub_(rate * _step_along(ahead, group["vectors"]))
+        return loss
 
 
 def _step_along(velocity, vectors):
-    """A polar factor whose rows have about unit length; of a vector itself."""
+    """A polar factor, its rows of about unit length; a vector itself."""
     if velocity.ndim < 2:
         return vectors * velocity
     matrix = velocity.flatten(1)
@@ -1085,7 +1094,7 @@ def new_optimizer(
 
 
 def _descend(optimizer, loss, recipe, step, n):
-    """One step down the gradient, at the learning rate of its number."""
+    """One step of the optimizer, at the learning rate of its number."""
     optimizer.zero_grad()
     loss.backward()
     rate = learning_rate(recipe, step, n)
@@ -1140,7 +1149,6 @@ def _apart(ours, theirs):
 
 def _same_run(path, ours, about):
     """Refuse the checkpoint of another run, naming what differs."""
-    about = dict(moments=ours["moments"]) | about  # older ones lack them
     if found := _apart(ours, about):
         raise ValueError(
             f"Trainer: {path} belongs to another run: {'; '.join(found)}; "

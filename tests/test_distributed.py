@@ -32,6 +32,7 @@ VARIANTS = {
     "periodic": dict(engine="fused", padding="periodic"),
     "plus": dict(engine="auto", plus=True, output_norm=False),
     "plus-factorized": dict(engine="factorized", plus=True),
+    "muon": dict(engine="fused"),
 }
 
 
@@ -55,9 +56,8 @@ def train(folder=None, name="fused", data=None, **options):
     data, held_out = data or small(40), small(11, "test")
     # each process begins with other weights: those of the first count
     network = build(data, seed=place()[0], **VARIANTS[name])
-    options = (
-        dict(recipe=FIVE_STEPS, device="cpu", progress=False) | options
-    )
+    own = replace(FIVE_STEPS, optimizer="muon" if name == "muon" else "sgd")
+    options = dict(recipe=own, device="cpu", progress=False) | options
     trainer = Trainer(
         network, data, folder=folder, test=held_out, **options
     )
