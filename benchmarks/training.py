@@ -71,11 +71,10 @@ def full() -> Iterator[Job]:
             yield job(model, name, seeds=(0, 1, 2), **changes)
 
 
-BEFORE = dict(  # modern, and the presets, until polar factors came
+BEFORE = dict(  # modern, until polar factors came
     optimizer="sgd",
     learning_rate=0.05,
     weight_decay=5e-4,
-    score_scale=1.0,
 )
 
 
@@ -98,16 +97,12 @@ def small() -> Iterator[Job]:
         "plain-batch-64": plain | dict(batch=64, learning_rate=0.1),
         "plain-batch-128": plain | dict(batch=128, learning_rate=0.2),
     }
-    polar = dict(optimizer="muon", learning_rate=0.02, weight_decay=0.0)
-    scale = dict(score_scale=5.0)
-    now = polar | scale  # the recipe and the presets of now
+    now = dict(optimizer="muon", learning_rate=0.02, weight_decay=0.0)
     tricks = {
-        "polar": polar,
-        "scale": scale,
-        "polar-scale": now,
-        "now-half-rate": now | dict(learning_rate=0.01),
-        "now-twice-the-rate": now | dict(learning_rate=0.04),
-        "now-no-nesterov": now | dict(nesterov=False),
+        "polar": now,
+        "polar-half-rate": now | dict(learning_rate=0.01),
+        "polar-twice-the-rate": now | dict(learning_rate=0.04),
+        "polar-no-nesterov": now | dict(nesterov=False),
         "no-smoothing": dict(label_smoothing=0.0),
         "no-average": dict(ema=0.0),
         "no-flip": dict(flip=False),

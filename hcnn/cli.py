@@ -109,8 +109,6 @@ class ModelChanges:
     """The variant (+)."""
     output_norm: Annotated[bool | None, _or(THEIRS, "True|False")] = None
     """A normalization after each layer."""
-    score_scale: Annotated[float | None, _or(THEIRS, "X")] = None
-    """First scale of the last of them."""
 
 
 def train(

@@ -35,7 +35,6 @@ __all__ = [
 import copy
 import hashlib
 import json
-import math
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
@@ -91,8 +90,6 @@ class HCNNConfig:
             else; or "dense", where v_11 has K values, whose means a dense
             layer maps to the classes.
         channels: colours of the image.
-        score_scale: what the scale of the last normalization begins with,
-            where there is one and the head is the mean.
 
     Raises:
         ValueError: a value that no network can have.
@@ -110,16 +107,9 @@ class HCNNConfig:
     output_norm: bool = False
     head: str = "mean"
     channels: int = 3
-    score_scale: float = 1.0
 
     def __post_init__(self):
         name = type(self).__name__
-        scale = self.score_scale
-        if not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise ValueError(
-                f"{name}: score_scale is {scale!r}; expected a finite "
-                "number above 0"
-            )
         for field in ("classes", "Q", "channels"):
             value = getattr(self, field)
             if not isinstance(value, int) or value < 1:
@@ -177,7 +167,7 @@ _PRESETS = {
 }
 _SUFFIXES = {
     "-periodic": dict(padding="periodic"),
-    "-authors": dict(spatial_strides=(4, 8), head="dense", score_scale=1.0),
+    "-authors": dict(spatial_strides=(4, 8), head="dense"),
 }
 
 
@@ -218,9 +208,8 @@ def preset(name: str, **changes) -> HCNNConfig:
                 f"preset: no field {field!r}; expected one of "
                 f"{', '.join(known)}"
             )
-    ours = dict(output_norm=True, score_scale=5.0)
-    own = ours | _PRESETS[base] | _SUFFIXES.get(suffix, {})
-    return replace(HCNNConfig(**own), **changes)
+    own = _PRESETS[base] | _SUFFIXES.get(suffix, {})
+    return replace(HCNNConfig(output_norm=True, **own), **changes)
 
 
 # %% ../book/07-network.ipynb #c53b410f
@@ -645,8 +634,6 @@ class HCNN(Cascade):
                 self.add_module(f"norm{j}", OutputNorm(d))
         if config.head == "dense":
             self.W12 = nn.Linear(config.K, config.classes)
-        elif config.output_norm:
-            nn.init.constant_(self.norm11.scale, config.score_scale)
 
     def step(self, x: Tensor, j: int, mean: bool = False) -> Tensor:
         if self.engine == "factorized" or j == DEPTH:

@@ -667,9 +667,7 @@ def network_digest(network: Cascade) -> str:
 
     Source: {ref}`sec-store`.
     """
-    config = asdict(network.config)
-    del config["score_scale"]  # with which a training begins
-    about = config, network.mean, network.std
+    about = asdict(network.config), network.mean, network.std
     found = hashlib.sha256(repr(about).encode())
     for name, value in sorted(network.state_dict().items()):
         found.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import rate, training
 from hcnn import cli, network, results, runs
-from hcnn.network import HCNN, load_pretrained, preset, pretrained
+from hcnn.network import HCNN, load_pretrained, pretrained
 from hcnn.runtime import repository
 from hcnn.training import recipe
 
@@ -58,10 +58,11 @@ def test_small_runs_are_of_three_epochs_and_differ_in_one_choice():
     jobs = {job.entry: job for job in training.small()}
     for name, job in jobs.items():
         run = job.run
-        plain, now = (
-            name.startswith(f"ablate-{kind}-") for kind in ("plain", "now")
+        plain, polar = (
+            name.startswith(f"ablate-{kind}-")
+            for kind in ("plain", "polar")
         )
-        of = "plain" if plain else "polar-scale" if now else "baseline"
+        of = "plain" if plain else "polar" if polar else "baseline"
         base = jobs[f"ablate-{of}"].run
         assert run.recipe.epochs == 3
         three = plain or name in ("ablate-baseline", "ablate-plain")
@@ -75,23 +76,15 @@ def test_small_runs_are_of_three_epochs_and_differ_in_one_choice():
             assert apart == {"schedule", "milestones", "factors"}
         elif "batch" in name:
             assert apart == {"batch", "learning_rate"}
-        elif "polar" in name:
-            polar = {"optimizer", "learning_rate", "weight_decay"}
-            scale = {"score_scale"} if "scale" in name else set()
-            assert apart == polar | scale
+        elif name == "ablate-polar":
+            assert apart == {"optimizer", "learning_rate", "weight_decay"}
+            assert run.recipe == recipe("modern", epochs=3.0)
         else:
             assert len(apart) == (name != "ablate-baseline"), (name, apart)
 
 
-def test_the_last_of_the_choices_is_the_recipe_of_now():
-    jobs = {job.entry: job for job in training.small()}
-    run = jobs["ablate-polar-scale"].run
-    assert run.recipe == recipe("modern", epochs=3.0)
-    assert preset(run.model, **run.changes) == preset("hcnn8-cifar10")
-
-
 def test_what_was_recorded_is_not_trained_anew():
-    """Although recipes and presets have got fields since."""
+    """Although recipes have got a field since."""
     known = {entry.name for entry in results.entries()}
     jobs = [*training.small(), *training.ship()]
     found = [job for job in jobs if job.entry in known]
