@@ -250,15 +250,6 @@ def test_the_command_line_trains_in_two_processes(
         options = ["--standalone", "--nproc-per-node", 2]
     else:
         options = of_two_machines()
-    if machines == 1:  # in pieces, which torchrun must not take for failed
-        piece = agent(
-            *options,
-            arguments=[*arguments, tmp_path / "many", "--minutes", 0],
-        )
-        (told,) = ended([piece])
-        assert piece.returncode == 0, told
-        assert told.count("saved; the same command goes on") == 1, told
-        assert checkpoints(tmp_path / "many" / "seed-0")
     agents = [
         agent(*options, arguments=[*arguments, tmp_path / "many"])
         for _ in range(machines)
@@ -278,6 +269,22 @@ def test_the_command_line_trains_in_two_processes(
         )
         for key, value in one.items():
             assert (many[key] - value).abs().max() < 1e-3, key
+
+
+def test_a_piece_of_a_run_is_not_taken_for_a_failure(pictures, tmp_path):
+    piece = agent(
+        *("--standalone", "--nproc-per-node", 2),
+        arguments=[
+            *("--data", pictures, "--epochs", 20, "--batch", 8),
+            *("--shift", 1, "--precision", "float32", "--K", 4, "--Q", 3),
+            *("--support", 1, 3, "--minutes", 0, "--out", tmp_path / "run"),
+        ],
+    )
+    (told,) = ended([piece])
+    assert piece.returncode == 0, told
+    assert told.count("saved; the same command goes on") == 1, told
+    (*_, last) = checkpoints(tmp_path / "run" / "seed-0")
+    assert last.name == "step-00000010"  # where all agreed
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):

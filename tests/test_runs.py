@@ -590,7 +590,9 @@ def test_the_overview_has_the_digest_of_the_newest_checkpoint(
     pictures, tmp_path, monkeypatch
 ):
     monkeypatch.chdir(tmp_path)
-    runs.train(a_run(pictures), "runs/own", (3,), progress=False, minutes=0)
+    runs.train(
+        a_run(pictures), "runs/own", (3,), progress=False, minutes=0.0
+    )
     model = max(tmp_path.glob("runs/own/seed-3/checkpoints/*/model.*"))
     digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
     step = int(model.parent.name.removeprefix("step-"))
