@@ -254,9 +254,9 @@ def recipe(name: str, **changes) -> Recipe:
 
     Args:
         name: "paper" (section 4.2 of the paper), "authors" (the choices
-            of the code they published), "modern" (polar factors,
-            one cycle, label smoothing, an average of the weights), or "quick" (0.24 passes,
-            for `shapes10` on a laptop).
+            of the code they published), "modern" (polar factors, one
+            cycle, label smoothing, an average of the weights), or "quick"
+            (0.24 passes, for `shapes10` on a laptop).
         changes: fields of `Recipe` and their values, such as epochs=3.0.
 
     Raises:
