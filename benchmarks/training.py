@@ -3,8 +3,9 @@
 `python -m benchmarks.training PLAN` trains one network after the other, from
 wherever the last call stopped: runs are in runs/, an entry is added to
 results/ as each is finished. Give it --minutes, and call it again until it
-ends with status 0. CIFAR is where HCNN_DATA says; runs whose images are
-missing are left out, and the status is 4; runs that fail are told, and it is 5.
+ends with status 0. CIFAR is where HCNN_DATA says; runs whose images, or the
+network they start from, are missing are left out, and the status is 4; runs
+that fail are told, and it is 5.
 """
 
 import argparse
@@ -38,7 +39,13 @@ class Job(NamedTuple):
 
 
 def job(
-    model, name, entry=None, seeds=(0,), validation=0, **changes
+    model,
+    name,
+    entry=None,
+    seeds=(0,),
+    validation=0,
+    start=None,
+    **changes,
 ) -> Job:
     """A preset by a recipe; `changes` of either go where they belong."""
     data = runs.default_data(model)
@@ -46,7 +53,13 @@ def job(
     ours = {k: v for k, v in changes.items() if k in known}
     theirs = {k: v for k, v in changes.items() if k not in known}
     run = runs.Run(
-        model, name, recipe(name, **ours), data, theirs, validation
+        model,
+        name,
+        recipe(name, **ours),
+        data,
+        theirs,
+        validation,
+        start=start,
     )
     return Job(entry or f"train-{model}-{name}", run, seeds)
 
@@ -125,14 +138,16 @@ def small() -> Iterator[Job]:
 def ship() -> Iterator[Job]:
     """Networks that come with the package, as far as a CPU gets in hours.
 
-    A name that ends in -short says that its recipe is one of few epochs.
+    A name that ends in -short says that its recipe is one of few epochs;
+    in -from-zero, that periodic padding begins where the same network with
+    zero padding ended: from random weights it learns far more slowly.
     """
+    wide = dict(learning_rate=0.05)  # K = 16 takes longer steps
     for model, epochs, changes in (
         ("hcnn8-shapes10", 4.0, BEFORE),
         ("hcnn8-shapes10-periodic", 2.0, BEFORE),
         ("hcnn8-cifar10", 60.0, BEFORE),
-        ("hcnn-cifar10-periodic", 8.0, {}),
-        ("hcnn-cifar10", 8.0, {}),
+        ("hcnn-cifar10", 8.0, wide),
         ("hcnn8-cifar10-periodic", 10.0, BEFORE),
         ("hcnn8-cifar100", 6.0, BEFORE),
         ("hcnn8-plus-cifar100", 3.0, {}),  # small scale: (+) takes hours
@@ -140,6 +155,13 @@ def ship() -> Iterator[Job]:
     ):
         entry = f"train-{model}-short"
         yield job(model, "modern", entry, epochs=epochs, **changes)
+    for start, epochs, changes in (
+        ("hcnn8-cifar10", 4.0, {}),
+        ("hcnn-cifar10", 8.0, wide),
+    ):
+        model = f"{start}-periodic"
+        entry, begin = f"train-{model}-from-zero", dict(start=start)
+        yield job(model, "modern", entry, epochs=epochs, **begin, **changes)
 
 
 PLANS = {"full": full, "small": small, "ship": ship}
@@ -170,7 +192,7 @@ def own_images(job: Job) -> tuple[Dataset, Dataset]:
 
 
 def alike(job: Job, data: dict) -> bool:
-    """Is this of the job's network and recipe?
+    """Is this of the job's network, recipe and start?
 
     What a record does not know had its default.
     """
@@ -180,6 +202,11 @@ def alike(job: Job, data: dict) -> bool:
         asdict(HCNNConfig()) | data["config"],
         asdict(Recipe()) | data["recipe"],
     ]
+    start = data.get("start")
+    if isinstance(start, dict):  # a record also says where it was
+        start = start["sha256"]
+    found.append(start)
+    wanted.append(runs.weights_digest(run.start))
     return json.loads(json.dumps(found)) == json.loads(json.dumps(wanted))
 
 
@@ -209,6 +236,7 @@ def command(job: Job) -> str:
     words |= {k: v for k, v in vars(run.recipe).items() if v != known[k]}
     words |= dict(run.changes, seeds=job.seeds)
     words |= dict(validation=run.validation) if run.validation else {}
+    words |= dict(start=run.start) if run.start else {}
     found = ["hcnn", "train"]
     for name, value in words.items():
         values = value if isinstance(value, tuple) else (value,)
@@ -277,7 +305,8 @@ def main(arguments: list[str] | None = None) -> int:
                 return stopped(job)
         try:
             images = (drawn if chosen.dry else own_images)(own)
-        except (ValueError, OSError) as error:  # other data may be there
+            runs.weights_digest(own.run.start)
+        except (ValueError, OSError) as error:  # others may be there
             print(f"{job.entry}: left out; {error}", flush=True)
             missing += 1
             continue

@@ -120,6 +120,9 @@ def train(
         str | None, _or("hcnn8-DATA; hcnn8-cifar10 for a folder", "PRESET")
     ] = None,
     recipe: str = "quick",
+    start: Annotated[
+        str | None, _or("random weights", "NAME|FOLDER|FILE")
+    ] = None,
     out: Annotated[
         Path | None, _or("runs/MODEL[-FOLDER]-RECIPE", "FOLDER")
     ] = None,
@@ -146,6 +149,7 @@ def train(
         model: a preset, such as hcnn-cifar10 or hcnn8-cifar10-periodic.
         recipe: paper, authors, modern or quick, which ends after a quarter
             of an epoch and is for shapes10.
+        start: begin with a network's weights; padding, classes may differ.
         out: folder of the run.
         seeds: one network is trained for each.
         validation: set so many training images aside, and test on them
@@ -199,6 +203,7 @@ def train(
                 data=data,
                 changes=config,
                 validation=validation,
+                start=start,
             ),
             folder,
             seeds,

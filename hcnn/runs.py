@@ -5,6 +5,7 @@ folder of the trainer, and at the end `run.json`, which is also what an entry
 of the ledger holds.
 """
 
+import hashlib
 import io
 import json
 import os
@@ -19,6 +20,7 @@ import torch
 from . import results, runtime
 from .data import Dataset, load_dataset
 from .network import (
+    DEPTH,
     HCNN,
     Cascade,
     HCNNConfig,
@@ -81,6 +83,8 @@ class Run:
         changes: fields of the configuration that differ from the preset.
         validation: as for `datasets`.
         root: where CIFAR's files are.
+        start: a trained network whose weights this one begins with, as for
+            `find_network`; None begins with those of a seed.
     """
 
     model: str
@@ -90,6 +94,7 @@ class Run:
     changes: dict
     validation: int = 0
     root: str | None = None
+    start: str | None = None
 
     def config(self, data: Dataset) -> HCNNConfig:
         """The preset, changed as asked, with the classes of the data."""
@@ -118,6 +123,55 @@ def new_network(config: HCNNConfig, data: Dataset, seed: int) -> HCNN:
             std=data.std,
             class_names=data.class_names,
         )
+
+
+_BY_CLASS = f"W{DEPTH - 1}.", f"norm{DEPTH - 1}.", f"W{DEPTH}."
+
+
+def begin_with(network: HCNN, start: str | Path) -> None:
+    """Give a network the weights, and the statistics, of a trained one.
+
+    Args:
+        network: changed in place. Its padding may be another; if its
+            classes are, tensors with a row for each keep what they have.
+        start: as for `find_network`.
+
+    Raises:
+        ValueError: a network of other tensors; the first are named.
+    """
+    own, theirs = network.state_dict(), find_network(start).state_dict()
+    for name in [name for name in own if name.startswith(_BY_CLASS)]:
+        if name in theirs and len(own[name]) != len(theirs[name]):
+            del own[name], theirs[name]
+    apart = differences(
+        *(
+            {name: str(list(t.shape)) for name, t in tensors.items()}
+            for tensors in (own, theirs)
+        )
+    )
+    if apart:
+        raise ValueError(
+            f"train: {start} holds other tensors: {'; '.join(apart[:3])}"
+            + (f"; and {len(apart) - 3} more" if len(apart) > 3 else "")
+            + "; expected a network of the same sizes; change the model, or "
+            "what it starts from (--start)"
+        )
+    for name, tensor in own.items():
+        tensor.copy_(theirs[name])
+
+
+def weights_digest(start: str | Path | None) -> str | None:
+    """SHA-256 of a network's tensors, wherever it is; of None it is None.
+
+    Args:
+        start: as for `find_network`.
+    """
+    if start is None:
+        return None
+    digest = hashlib.sha256()
+    for name, tensor in sorted(find_network(start).state_dict().items()):
+        digest.update(name.encode() + tensor.numpy().tobytes())
+    return digest.hexdigest()
 
 
 def train(
@@ -165,20 +219,25 @@ def train(
         )
     data, test = images or datasets(run.data, run.validation, run.root)
     about = _about(run, data, test)
+    digest = None if about["start"] is None else about["start"]["sha256"]
     rows = _recorded(folder, about)
     for seed in seeds:
         if seed in rows:
             continue
         own = folder / f"seed-{seed}"
         whole = not checkpoints(own)  # else a part of it was another call's
+        network = new_network(run.config(data), data, seed)
+        if run.start is not None:
+            begin_with(network, run.start)
         trainer = Trainer(
-            new_network(run.config(data), data, seed),
+            network,
             data,
             run.recipe,
             folder=own,
             test=test,
             seed=seed,
             device=device,
+            start=digest,
             **options,
         )
         left = None
@@ -243,11 +302,15 @@ def _about(run, data, test):
             test_images=len(test),
             test_sha256=data_digest(test),
         ),
+        start=None,
     )
+    if run.start is not None:
+        digest = weights_digest(run.start)
+        about["start"] = dict(source=run.start, sha256=digest)
     return json.loads(json.dumps(about))
 
 
-_PLACE = "source", "name"  # where a folder of images is
+_PLACE = "source", "name"  # where something is, and what it is called
 
 
 def _recorded(folder, about):
@@ -258,10 +321,13 @@ def _recorded(folder, about):
     mine, theirs = (
         {key: found.get(key) for key in about} for found in (about, data)
     )
-    for own in (mine, theirs):  # images may have moved
-        own["data"] = {
-            k: v for k, v in own["data"].items() if k not in _PLACE
-        }
+    for own in (mine, theirs):  # images and networks may have moved
+        for part in ("data", "start"):
+            own[part] = {
+                k: v
+                for k, v in (own[part] or {}).items()
+                if k not in _PLACE
+            }
     if apart := differences(mine, theirs):
         raise ValueError(
             f"train: {folder} holds the record of another run: "

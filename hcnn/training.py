@@ -1117,7 +1117,7 @@ def _state(network, average, optimizer):
     return average.state_dict(), others
 
 
-def _about(network, data, recipe, test, seed, folder):
+def _about(network, data, recipe, test, seed, folder, start):
     """What makes a run this run, as a checkpoint's JSON gives it back."""
     sha256, test_sha256 = (
         data_digest(own) if own is not None and folder else None
@@ -1135,6 +1135,7 @@ def _about(network, data, recipe, test, seed, folder):
         config=asdict(network.config),
         moments=dict(mean=network.mean, std=network.std),
         data=images,
+        start=start,
     )
     return json.loads(json.dumps(about))
 
@@ -1740,6 +1741,8 @@ class Trainer:
             influence anything else.
         seed: of the order of the images and of the augmentation. The
             initial weights are those `network` comes with.
+        start: what tells them from others if they are trained ones, such
+            as a digest: a folder's run is refused another.
         device: by default this process's GPU if there is one.
         progress: a bar on a terminal, else a line an epoch.
         tensorboard: write event files into the folder, too.
@@ -1768,6 +1771,7 @@ class Trainer:
         folder: str | Path | None = None,
         test: Dataset | None = None,
         seed: int = 0,
+        start: str | None = None,
         device: str | torch.device | None = None,
         progress: bool = True,
         tensorboard: bool = False,
@@ -1794,7 +1798,7 @@ class Trainer:
         self.learner = _Learner(
             network, data, test, recipe, seed, self.device
         )
-        about = _about(network, data, recipe, test, seed, folder)
+        about = _about(network, data, recipe, test, seed, folder, start)
         if rank == 0:
             self.kept = _Kept(self.folder, about, tensorboard, callbacks)
         else:
