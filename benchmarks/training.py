@@ -203,10 +203,12 @@ def alike(job: Job, data: dict) -> bool:
         asdict(Recipe()) | data["recipe"],
     ]
     start = data.get("start")
-    if isinstance(start, dict):  # a record also says where it was
-        start = start["sha256"]
-    found.append(start)
-    wanted.append(runs.weights_digest(run.start))
+    if isinstance(start, str):  # a checkpoint knows the weights
+        found.append(start)
+        wanted.append(runs.weights_digest(run.start))
+    else:  # a record also where they were
+        found.append(start and start["source"])
+        wanted.append(run.start)
     return json.loads(json.dumps(found)) == json.loads(json.dumps(wanted))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import rate, training
 from hcnn import cli, network, results, runs
-from hcnn.network import HCNN, load_pretrained, pretrained
+from hcnn.network import HCNN, load_pretrained, preset, pretrained
 from hcnn.runtime import repository
 from hcnn.training import recipe
 
@@ -175,6 +175,39 @@ def test_a_part_of_a_plan(ledger):
     ]
 
 
+def test_a_network_to_start_from_is_part_of_a_job(
+    ledger, monkeypatch, tmp_path, capsys
+):
+    """It is left out while that network does not come along."""
+    zero = tmp_path / "zero.safetensors"
+    HCNN(preset("hcnn8-cifar10", **SMALL)).save(zero)
+
+    def own(start):
+        model = "hcnn8-cifar10-periodic"
+        return training.job(model, "quick", start=start, **SMALL)
+
+    jobs = [own("hcnn-x"), own(str(zero))]
+    monkeypatch.setattr(training, "PLANS", {"one": lambda: jobs})
+    assert training.main(["one", "--dry"]) == training.MISSING
+    name = jobs[0].entry
+    assert f"{name}: left out; model is 'hcnn-x'" in capsys.readouterr().out
+    (entry,) = results.entries(name, ledger)
+    assert entry.data["start"]["source"] == jobs[1].run.start
+    assert training.recorded(training.dry(jobs[1]), ledger)
+    assert not training.recorded(training.dry(own(None)), ledger)
+
+    assert training.main(["one", "--dry"]) == training.MISSING
+    assert len(results.entries(name, ledger)) == 1
+    folder = tmp_path / "runs" / "dry" / name
+    for finished in (True, False):
+        training.make_room(training.dry(jobs[1]), folder)
+        assert folder.exists()
+        if finished:
+            (folder / "run.json").unlink()
+    training.make_room(training.dry(own(None)), folder)
+    assert not folder.exists()
+
+
 @pytest.mark.parametrize("root", [None, "empty"])
 def test_images_that_are_missing_keep_no_other_run(
     ledger, monkeypatch, capsys, tmp_path, root
@@ -295,6 +328,14 @@ def test_a_file_that_was_not_shipped_is_refused(shipped):
         load_pretrained("own")
     with pytest.raises(ValueError, match="'other'; expected one of 'own'"):
         load_pretrained("other")
+
+
+def test_the_readme_tells_of_epochs_before_those_of_a_run():
+    recipe = dict(epochs=4.0)
+    assert ship.epochs(dict(recipe=recipe)) == "4"
+    assert ship.epochs(dict(recipe=recipe, start=None)) == "4"
+    found = dict(recipe=recipe, start=dict(source="other", sha256="1"))
+    assert ship.epochs(found) == "4, after `other`"
 
 
 def test_the_readme_lists_the_networks_that_come_along():

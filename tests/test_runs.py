@@ -270,6 +270,84 @@ def test_a_run_on_validation_images_is_evaluated_on_them(
     assert row["count"] == 5 and row["correct"] == row["recorded"]
 
 
+def copied(network):
+    return {name: own.clone() for name, own in network.state_dict().items()}
+
+
+@pytest.mark.parametrize("classes", [3, 5])
+def test_a_network_begins_with_the_weights_of_a_trained_one(
+    classes, finished
+):
+    """All of them; of other classes what has no row for each."""
+    folder, _ = finished
+    changes = dict(SMALL, padding="periodic", classes=classes)
+    ours = HCNN(preset("hcnn8-cifar10", **changes))
+    theirs, before = HCNN.load(runs.model_path(folder, 0)), copied(ours)
+    runs.begin_with(ours, folder)
+    kept = set()
+    for name, tensor in ours.state_dict().items():
+        expected = theirs.state_dict()[name]
+        if expected.shape != tensor.shape:
+            kept.add(name)
+            expected = before[name]
+        assert torch.equal(tensor, expected), name
+    rows = "scale", "shift", "running_mean", "running_var"
+    by_class = {"W11.attribute"} | {f"norm11.{own}" for own in rows}
+    assert kept == (by_class if classes != 3 else set())
+    assert ours.config.padding == "periodic"
+
+
+def test_a_network_of_other_sizes_is_no_start(finished):
+    network = HCNN(preset("hcnn8-cifar10", **SMALL | dict(K=8)))
+    before = copied(network)
+    words = (
+        r"W1\.weight is '\[8, 3, 3, 3\]' here and was '\[4, 3, 3, 3\]'; .*; "
+        r"and \d+ more; expected a network of the same sizes;.*\(--start\)"
+    )
+    with pytest.raises(ValueError, match=words):
+        runs.begin_with(network, finished[0])
+    for name, tensor in network.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_what_a_run_starts_from_is_part_of_it(finished, pictures, tmp_path):
+    folder = tmp_path / "run"
+    here = runs.model_path(finished[0], 0)
+    theirs = HCNN.load(here).state_dict()
+    run = a_run(pictures, start=str(finished[0]))
+    assert runs.train(run, folder, minutes=0.0, progress=False) is None
+    first, *_ = training.checkpoints(folder / "seed-0")
+    begun = HCNN.load(first / "model.safetensors").state_dict()
+    assert all(torch.equal(begun[name], theirs[name]) for name in theirs)
+
+    for other in (None, str(runs.model_path(finished[0], 3))):
+        with pytest.raises(ValueError, match=r"start is .* here and was '"):
+            runs.train(a_run(pictures, start=other), folder)
+    moved = tmp_path / "moved.safetensors"  # the same weights
+    shutil.copyfile(here, moved)
+    done = runs.train(
+        a_run(pictures, start=str(moved)), folder, progress=False
+    )
+    digest = runs.weights_digest(finished[0])
+    assert done["start"] == dict(source=str(moved), sha256=digest)
+    assert runs.train(run, folder) == done
+    with pytest.raises(
+        ValueError, match=r"start\.sha256 is None here and was"
+    ):
+        runs.train(a_run(pictures), folder)
+    with pytest.raises(ValueError, match=r"of another run: start\.sha256"):
+        runs.train(a_run(pictures, start=str(moved)), finished[0], (0, 3))
+
+
+def test_a_start_that_is_not_there_is_named(pictures, tmp_path, capsys):
+    typed = ["train", "--data", str(pictures), *FLAGS, "--start", "hcnn-x"]
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([*typed, "--out", str(tmp_path / "run")])
+    assert stopped.value.code == 2
+    assert "model is 'hcnn-x'; expected a folder" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_images_may_move(pictures, tmp_path):
     old, new = tmp_path / "old", tmp_path / "new"
     shutil.copytree(pictures, old)

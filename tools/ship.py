@@ -48,6 +48,12 @@ def ship(name: str, entry: str, root=None, weights: Path = WEIGHTS) -> Path:
     return path
 
 
+def epochs(data: dict) -> str:
+    """How many, and after which other network's."""
+    count, start = data["recipe"]["epochs"], data.get("start")
+    return f"{count:g}" + (f", after `{start['source']}`" if start else "")
+
+
 def readme(text: str, root=None, weights: Path = WEIGHTS) -> str:
     """The README with the table of the networks that come along."""
     kept = {own.path.name: own.data for own in results.entries(root=root)}
@@ -58,7 +64,7 @@ def readme(text: str, root=None, weights: Path = WEIGHTS) -> str:
         own = HCNN.load(weights / f"{name}.safetensors")
         rows.append((
             f"`{name}`", about["data"], f"{100 * about['accuracy']:.2f} %",
-            f"{kept[about['entry']]['recipe']['epochs']:g}",
+            epochs(kept[about["entry"]]),
             f"{own.parameter_count():,d}",
             f"{own.parameter_count(folded=False):,d}",
         ))  # fmt: skip
