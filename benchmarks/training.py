@@ -140,9 +140,9 @@ def ship() -> Iterator[Job]:
 
     A name that ends in -short says that its recipe is one of few epochs;
     in -from-zero, that periodic padding begins where the same network with
-    zero padding ended: from random weights it learns far more slowly.
+    zero padding ended: few epochs from random weights left it far behind.
     """
-    wide = dict(learning_rate=0.05)  # K = 16 takes longer steps
+    wide = dict(learning_rate=0.05)  # by 300 steps, not recorded
     for model, epochs, changes in (
         ("hcnn8-shapes10", 4.0, BEFORE),
         ("hcnn8-shapes10-periodic", 2.0, BEFORE),
