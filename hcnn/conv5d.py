@@ -194,9 +194,9 @@ def attribute_conv5d(
 
     Returns:
         $W_{j+1} x_j$ before the ELU; `b2` is ceil(b / 2), `h2` is
-        ceil(h / stride). Unchanged by permutations along `a`; with
-        periodic padding on even axes, shifts by 2 along `b` or `c` become
-        shifts by 1, shifts by `stride` along `h` or `w` too.
+        ceil(h / stride). Unchanged by permutations along `a`. With
+        periodic padding, where `b`, `c` are multiples of 2 and `h`, `w`
+        of `stride`, shifts by so much become shifts by 1.
 
     Raises:
         ValueError: a wrong number of axes, a spatial support that is not
@@ -374,8 +374,8 @@ def layer_cost(
     Returns:
         One row a layer: multiply-adds of the direct layer, values of its
         output; then parameters, multiply-adds and values between the
-        factors of a factorized one (W_3 to W_11; others have no factors,
-        and the same figures as the direct layer).
+        factors of a factorized one (W_3 to W_11). Others have no factors:
+        multiply-adds of the direct layer, and no values in between.
 
     Source: {ref}`sec-cost`.
     """

@@ -40,7 +40,7 @@ def spatial_step(
     r"""Filter every plane with every spatial factor: $\bar x \star h_q$.
 
     Args:
-        mean: the marginal $\bar x_j$.
+        mean: the marginal $\bar x_{j-1}$.
         spatial: factors $h_q$, correlated.
         stride: along `h` and `w`.
         padding: "zero" or "periodic".
@@ -117,8 +117,9 @@ def normalize(
             ranks where many processes train.
 
     Returns:
-        An array like `y`; in training of mean 0 and variance 1 for each
-        `q`, but for $\epsilon = 10^{-5}$ added to the variance.
+        An array like `y`; in training, before `scale` and `shift`, of
+        mean 0 and variance 1 for each `q`, but for $\epsilon = 10^{-5}$
+        added to the variance.
 
     Raises:
         ValueError: fewer than two values for each `q` in training.
@@ -265,7 +266,7 @@ def fold(
 ) -> tuple[Float[Tensor, "d s1 s2 3 3"], Float[Tensor, "b2 c2 d"]]:
     r"""The filter and the bias map of a factorized layer in evaluation.
 
-    $$ w_{v_j} = \sum_q \frac{h_q}{\sigma_q} \otimes g_{v_j, q} $$
+    $$ w_{v_{j+1}} = \sum_q \frac{h_q}{\sigma_q} \otimes g_{v_{j+1}, q} $$
 
     Args:
         layer: a plain layer.
