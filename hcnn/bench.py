@@ -267,12 +267,13 @@ def floor_seconds(
     config: HCNNConfig, size: int, rate: float, phase: str = "training"
 ) -> float:
     """The least time for one image by direct products: multiply-adds in the
-    support at `rate` a second, in three passes for training, in one for
-    evaluation."""
+    support, for (+) those of its factors, at `rate` a second, in three
+    passes for training, in one for evaluation."""
     costs = layer_cost(
         size, **config.geometry, Q=config.Q, padding=config.padding
     )
-    work = sum(cost.multiply_adds for cost in costs)
+    count = "factor_multiply_adds" if config.plus else "multiply_adds"
+    work = sum(getattr(cost, count) for cost in costs)
     return (3 if phase == "training" else 1) * work / rate
 
 
@@ -307,7 +308,7 @@ def _high_water() -> int | None:
     status = Path("/proc/self/status")
     if status.exists():
         line = status.read_text().partition("VmHWM:")[2]
-        return int(line.split()[0]) * 1024
+        return int(line.split()[0]) * 1024 if line else None
     try:
         import resource
     except ImportError:

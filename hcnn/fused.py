@@ -487,21 +487,24 @@ def normalized_factors(
                 )
             moments = patch_moments(mean, stride=stride, padding=padding)
             moments, count = rank_mean(moments, count)
-            first, second = (moment.to(factors.dtype) for moment in moments)
+            first, second = moments  # in float32 at least
             _check_finite(second.sum())
-            m = factors @ first
-            var = ((factors @ second) * factors).sum(1) - m.square()
+            h = factors.to(first.dtype)
+            m = h @ first
+            var = ((h @ second) * h).sum(1) - m.square()
             var = var.clamp_min(0)
             with torch.no_grad():
-                running_mean.lerp_(m, MOMENTUM)
-                running_var.lerp_(var * (count / (count - 1)), MOMENTUM)
+                running_mean.lerp_(m.to(running_mean), MOMENTUM)
+                unbiased = var * (count / (count - 1))
+                running_var.lerp_(unbiased.to(running_var), MOMENTUM)
         else:
             _check_finite(torch.linalg.vector_norm(mean))
-            m, var = running_mean, running_var
+            h, m, var = factors, running_mean, running_var
         gain = (var + EPS).rsqrt()
         gain = gain if scale is None else gain * scale
         constant = -m * gain if shift is None else shift - m * gain
-        return torch.cat((factors * gain[:, None], constant[:, None]), 1)
+        taps = torch.cat((h * gain[:, None], constant[:, None]), 1)
+        return taps.to(factors.dtype)
 
 
 # %% ../book/05-fused.ipynb #35f71aff
@@ -1110,7 +1113,7 @@ class _Blocks(NamedTuple):
     def slices(self, n):
         """Images and bands of each block, in order."""
         images = max(1, self.step // self.bands)
-        for i in range(0, n, images):
+        for i in range(0, max(n, 1), images):  # one block of no images
             for j in range(0, self.bands, self.step):
                 end = min(j + self.step, self.bands)
                 yield slice(i, i + images), slice(j, end)
@@ -1314,7 +1317,7 @@ def lean_plus(
         bands = h2 // rows
         values = 4 * _BLOCK.get(mean.device.type, 1 << 25)
         step = max(1, values // (x.shape[1] * rows * w2 * b * q))
-        step = min(step, bands * n)
+        step = max(1, min(step, bands * n))
         step = step // bands * bands if step > bands else step
         out = _Plus.apply(
             x.contiguous(),

@@ -158,6 +158,10 @@ def test_the_floor_is_three_passes_of_what_lies_in_the_support():
     assert evaluation == work / 2e9
     wrapped = preset("hcnn-cifar10", padding="periodic")
     assert bench.floor_seconds(wrapped, 32, 2e9) > 3.4e9 / 2e9
+    plus = sum(row.factor_multiply_adds for row in layer_cost(32, Q=32))
+    config = preset("hcnn-plus-cifar10")
+    assert bench.floor_seconds(config, 32, 2e9) == 3 * plus / 2e9
+    assert plus > 3 * work  # it has no folded filters
 
 
 def test_the_rates_count_the_products_of_both_calls():

@@ -657,6 +657,37 @@ def test_an_empty_batch_is_refused_in_training_and_empty_in_evaluation():
     assert x.grad.shape == x.shape
 
 
+@pytest.mark.parametrize("elu_mean", [False, True])
+def test_the_lean_layer_of_no_images_is_empty_too(elu_mean):
+    own, x = layer(stride=2, plus=True), randn(0, 2, 4, 7, 5, 4)
+    with pytest.raises(ValueError, match="fewer than two values"):
+        lean(own.train(), x, elu_mean)
+    x.requires_grad_()
+    out = lean(own.eval(), x, elu_mean)
+    full = slow(own, x)
+    assert out.shape == (full.mean(1) if elu_mean else full).shape
+    out.sum().backward()
+    assert x.grad.shape == x.shape
+
+
+def test_a_layer_in_bf16_takes_its_variance_before_it_rounds():
+    """h S h and the square of h mu are near each other, 8 bits too few."""
+    x = randn(4, 1, 4, 8, 8, 8) + 10
+    own = layer()
+    fast(own.train(), x)
+    exact = own.running_mean, own.running_var
+    rounded = layer().bfloat16().train()
+    out = fast(rounded, x.bfloat16())
+    assert out.dtype == torch.bfloat16
+    for found, value in zip(
+        (rounded.running_mean, rounded.running_var), exact, strict=True
+    ):
+        assert found.dtype == torch.bfloat16
+        torch.testing.assert_close(
+            found.double(), value, rtol=0.03, atol=0.03
+        )
+
+
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("padding", PADDINGS)
 def test_an_image_may_be_one_pixel(padding, stride):
