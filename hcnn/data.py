@@ -445,17 +445,18 @@ def redraw(
 # %% ../book/06-data.ipynb #73500a50
 def _cifar(name, split, root, download) -> Dataset:
     root = root or os.environ.get("HCNN_DATA")
-    if not root:
-        raise ValueError(
-            f"load_dataset: {name} needs a folder, and neither HCNN_DATA nor "
-            "root names one; set HCNN_DATA to the folder of its files; or, "
-            "in Python, give root='data', and download=True the first time"
-        )
-    root = Path(root).expanduser()
     datasets = torchvision().datasets
     kind = {"cifar10": datasets.CIFAR10, "cifar100": datasets.CIFAR100}[
         name
     ]
+    if not root:
+        raise ValueError(
+            f"load_dataset: {name} needs a folder, and neither HCNN_DATA nor "
+            "root names one; set HCNN_DATA to the folder that holds "
+            f"{kind.base_folder}; or, in Python, give root='data', and "
+            "download=True the first time"
+        )
+    root = Path(root).expanduser()
     try:
         found = kind(root, train=split == "train")
     except RuntimeError:  # a file is missing or has another MD5 sum
@@ -525,6 +526,7 @@ def read_image(
             a square is cut off on both sides.
 
     Raises:
+        FileNotFoundError: there is no such file.
         ValueError: no whole image of 8 or 16 bits a channel.
 
     Source: {ref}`sec-files`.
@@ -550,6 +552,11 @@ def read_image(
             if image.mode in ("I", "F"):
                 raise ValueError(f"{image.mode} has no fixed range")
             image = image.convert("RGB")
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"read_image: there is no file {path}; expected the path of an "
+            "image; correct it"
+        ) from None
     except Exception as error:  # each decoder raises errors of its own
         raise ValueError(
             f"read_image: {path} cannot be read as an image ({error!r}); "
@@ -655,8 +662,9 @@ def load_dataset(
             CIFAR-10 where `root` or HCNN_DATA says where it is, and
             otherwise shapes10, saying so once, in one line.
         split: "train" or "test".
-        root: the folder that holds, or will hold, CIFAR's official files;
-            by default the environment variable HCNN_DATA.
+        root: the folder that holds, or will hold, CIFAR's official folders
+            cifar-10-batches-py and cifar-100-python; by default the
+            environment variable HCNN_DATA.
         download: fetch CIFAR's files if they are not there (170 MB).
         size: height and width that images of a folder are brought to, 32
             by default.
@@ -665,7 +673,8 @@ def load_dataset(
         The data set, on the CPU.
 
     Raises:
-        ValueError: an unknown split, a size below 1, a damaged file, a
+        ValueError: an unknown split, a size below 1, or one for images
+            that are 32 × 32, no folder named for CIFAR, a damaged file, a
             folder that is not laid out as {ref}`sec-files` says.
         FileNotFoundError: `name` is neither a data set nor a folder, or
             the folder or a file of CIFAR is missing.
@@ -759,7 +768,8 @@ class Augment:
             ValueError: not a batch of images, or one with a side of
                 `max_shift` pixels or fewer.
         """
-        check_axes("Augment", images=(images, "n c h w"))
+        one = "For one image give image[None]."
+        check_axes("Augment", one, images=(images, "n c h w"))
         n, c, h, w = images.shape
         if self.max_shift >= min(h, w):
             raise ValueError(
@@ -813,7 +823,8 @@ def standardize(
         std: of the *training* images, `dataset.std`.
 
     Returns:
-        float32, on the device of `images`. Commutes with translations.
+        float32, on the device of `images`. Commutes with flips and with
+        periodic translations; not where zeros come in.
 
     Raises:
         TypeError: the images are not bytes.
@@ -823,12 +834,9 @@ def standardize(
     Source: {ref}`sec-standardize`, {eq}`eq-standardize`; the paper,
     section 4.2.
     """
-    check_axes(
-        "standardize",
-        images=(images, "n c h w"),
-        mean=(mean, "c"),
-        std=(std, "c"),
-    )
+    one = "For one image give image[None]."
+    check_axes("standardize", one, images=(images, "n c h w"))
+    check_axes("standardize", mean=(mean, "c"), std=(std, "c"))
     if not images.shape[1] == len(mean) == len(std):
         raise ValueError(
             f"standardize: images of {images.shape[1]} channels, {len(mean)} "

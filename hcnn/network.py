@@ -183,7 +183,8 @@ def preset(name: str, **changes) -> HCNNConfig:
             (the choices of the authors' code: strides at 4 and 8, a dense
             head; window centres stay at 2i, a departure from it).
         changes: fields of `HCNNConfig` and their values, such as Q=9, or
-            output_norm=False for the paper's text to the letter.
+            output_norm=False for no normalization of outputs, as in the
+            paper's text.
 
     Raises:
         ValueError: an unknown name, or a value no network can have.
@@ -295,8 +296,8 @@ class OutputNorm(nn.Module):
     Args:
         d: values of the newest attribute.
 
-    Call: an array (n, …, d, h, w) to one like it. In training of mean
-    `shift` and deviation `scale` for each `d`.
+    Call: an array (n, …, d, h, w) to one like it. In training each value
+    of `d` then has the mean `shift` and the deviation |`scale`|.
 
     Source: {ref}`sec-first-layers`.
     """
@@ -375,6 +376,7 @@ class Cascade(nn.Module):
         In the network's own floating type, on the device of the images.
 
         Raises:
+            TypeError: the images are not bytes.
             ValueError: the network was given no mean and std.
         """
         if self.mean is None or self.std is None:
@@ -417,6 +419,7 @@ class Cascade(nn.Module):
             c, h, w) up to 11, (n, classes) for 12.
 
         Raises:
+            TypeError: the images are no tensor.
             ValueError: a depth that there is not, or images that do not
                 fit.
         """
@@ -430,6 +433,7 @@ class Cascade(nn.Module):
             j: its depth, 0 to 12.
 
         Raises:
+            TypeError: the array is no tensor.
             ValueError: a depth that there is not, or an array that does
                 not fit it.
         """
@@ -499,10 +503,12 @@ class Cascade(nn.Module):
         shape = tuple(x.shape[1 : ndim - plane])
         if x.ndim != ndim or shape != attributes or 0 in x.shape[1:]:
             expected = ["n", *map(str, attributes), *"hw"[:plane]]
+            advice = f"give an array like layer(images, {j})"
+            if j == 0:
+                advice = "give a batch of images, of one image image[None]"
             raise ValueError(
                 f"{function}: the array has shape {tuple(x.shape)}; x_{j} "
-                f"of this network has ({', '.join(expected)}); give an "
-                f"array like layer(images, {j})"
+                f"of this network has ({', '.join(expected)}); {advice}"
             )
         own = self.W1.weight
         mixes = torch.is_autocast_enabled(own.device.type)
@@ -677,8 +683,10 @@ class HCNN(Cascade):
     def summary(self, size: int | tuple[int, int] = 32) -> str:
         """A table of sizes, parameters and multiply-adds, for one image.
 
-        Multiply-adds are those of the direct layers, which the folded
-        network does; those of the factors for (+), which has no others.
+        Multiply-adds are those of the direct layers inside their supports,
+        where the folded network multiplies the zeros of its bands too
+        ({ref}`sec-fold-network`). For (+), which has no direct layers,
+        those of the factors.
 
         Args:
             size: side of the image in pixels, or (height, width).
@@ -715,8 +723,9 @@ class HCNN(Cascade):
         """The network as plain convolutions, one `nn.Conv2d` a layer.
 
         Returns:
-            A new network for evaluation only, of the same scores, in full
-            precision under autocast too.
+            A new network for evaluation only, of the same scores. Its
+            filters are multiplied out in full precision, under autocast
+            too.
 
         Raises:
             ValueError: the variant (+), whose layers have no filters.
@@ -760,8 +769,8 @@ def invariant_shifts(config: HCNNConfig, j: int) -> dict[str, int]:
     Returns:
         letter=step: the scores do not change when x_j is shifted along
         that axis by multiples of the step. An axis that is missing has no
-        such shift. With periodic padding along h and w it holds for sizes
-        that are divisible by the product of all strides, in `eval`.
+        such shift. With periodic padding this holds in `eval`, for heights
+        and widths that are divisible by the product of all strides.
 
     Raises:
         ValueError: a depth that there is not.

@@ -409,6 +409,9 @@ def test_translate_says_what_is_wrong(searched, tmp_path, capsys):
     ):
         line = refused(capsys, "translate", image, *wrong, *arrays)
         assert message in line
+    assert "there is no file" in refused(
+        capsys, "translate", searched / "phto.png", *model, *data
+    )
     assert "cannot be read" in refused(
         capsys, "translate", searched / "zero.safetensors", *model, *data
     )

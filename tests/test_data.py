@@ -1005,6 +1005,21 @@ def test_why_a_file_cannot_be_read_is_said(tmp_path, monkeypatch, cause):
         read(tmp_path / "x.png")
 
 
+def test_a_name_of_no_file_is_not_called_a_bad_image(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*phto"):
+        read(tmp_path / "phto.png")
+
+
+def test_one_image_alone_is_told_how_to_become_a_batch(no_shape_checks):
+    image, number = torch.zeros(3, 32, 32, dtype=torch.uint8), torch.ones(3)
+    for call in (
+        lambda: Augment()(image),
+        lambda: standardize(image, number, number),
+    ):
+        with pytest.raises(ValueError, match=r"3 axes.*give image\[None\]"):
+            call()
+
+
 def test_numbers_without_a_range_are_no_image(tmp_path):
     Image.new("F", (32, 32), 0.5).save(tmp_path / "x.tif")
     with pytest.raises(ValueError, match=r"cannot be read as an image"):

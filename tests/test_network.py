@@ -851,7 +851,7 @@ def test_the_summary_tells_the_cost_of_its_own_configuration(plus):
         (
             ValueError,
             lambda: network()(torch.zeros(1, 1, 8, 8)),
-            "the array has shape (1, 1, 8, 8); x_0 of this network has (n, 3, h, w)",
+            "the array has shape (1, 1, 8, 8); x_0 of this network has (n, 3, h, w); give a batch of images, of one image image[None]",
         ),
         (
             ValueError,
