@@ -12,8 +12,14 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 import torch
 
@@ -220,7 +226,7 @@ def train(
     data, test = images or datasets(run.data, run.validation, run.root)
     about = _about(run, data, test)
     digest = None if about["start"] is None else about["start"]["sha256"]
-    rows = _recorded(folder, about)
+    rows = _in_all(_recorded(folder, about))
     for seed in seeds:
         if seed in rows:
             continue
@@ -254,31 +260,58 @@ def train(
             environment=runtime.environment(),
         )
         row["wall_seconds"] = clock - last if whole else None
-        rows = _recorded(folder, about) | {seed: row | ended}  # others' too
-        accuracies = [row["accuracy"] for row in rows.values()]
-        found = about | dict(
-            **ended,
-            seeds=[rows[seed] for seed in sorted(rows)],
-            mean=statistics.mean(accuracies),
-            deviation=(
-                statistics.stdev(accuracies) if len(rows) > 1 else None
-            ),
-        )
         if place()[0] == 0:
-            text = json.dumps(found, indent=1, ensure_ascii=False)
-            path = folder / "run.json"
-            try:
-                runtime.write(path, f"{text}\n".encode(), "train")
-            except OSError as error:
-                raise OSError(
-                    error.errno,
-                    f"train: {path} could not be written ({error}); the "
-                    "network beside it is whole: make room or change the "
-                    "permissions, and give the same command again",
-                ) from None
-    if place()[1] > 1:
-        torch.distributed.barrier()  # the record is written
+            rows = _add(folder, about, row, ended)
+        rows = _in_all(rows)  # and the record is written
     return read(folder)
+
+
+def _in_all(value):
+    """What the first process has, in all of them."""
+    found = [value]
+    if place()[1] > 1:
+        torch.distributed.broadcast_object_list(found)
+    return found[0]
+
+
+@contextmanager
+def _alone(folder):
+    """One call at a time changes the record of a folder; others wait.
+
+    On Windows, and where a file system has no locks, nothing is locked.
+    """
+    with open(folder / ".lock", "a", encoding="utf-8") as file:
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _add(folder, about, row, ended):
+    """Put the row of a seed into the record, beside those of others."""
+    path = folder / "run.json"
+    try:
+        with _alone(folder):
+            rows = _recorded(folder, about) | {row["seed"]: row | ended}
+            accuracies = [row["accuracy"] for row in rows.values()]
+            found = about | dict(
+                **ended,
+                seeds=[rows[seed] for seed in sorted(rows)],
+                mean=statistics.mean(accuracies),
+                deviation=(
+                    statistics.stdev(accuracies) if len(rows) > 1 else None
+                ),
+            )
+            text = json.dumps(found, indent=1, ensure_ascii=False)
+            runtime.write(path, f"{text}\n".encode(), "train")
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"train: {path} could not be written ({error}); the network "
+            "beside it is whole: make room or change the permissions, and "
+            "give the same command again",
+        ) from None
+    return rows
 
 
 def _about(run, data, test):

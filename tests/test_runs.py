@@ -5,6 +5,8 @@ import hashlib
 import json
 import re
 import shutil
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -397,6 +399,33 @@ def test_seeds_that_others_train_meanwhile_stay_recorded(
     assert [row["seed"] for row in done["seeds"]] == [0, 1]
     assert done["seeds"][1:] == others[0]["seeds"]
     assert done["deviation"] is not None
+
+
+def test_seeds_that_end_at_the_same_time_are_both_recorded(
+    finished, tmp_path, monkeypatch
+):
+    """Each reads the record, and adds its row: one after the other."""
+    shutil.copy(finished[0] / "run.json", tmp_path)
+    done = runs.read(tmp_path)
+    row, *_ = done["seeds"]
+    ended = {k: done[k] for k in ("command", "device", "processes")}
+    about = {k: v for k, v in done.items() if k not in ("seeds", *ended)}
+    recorded = runs._recorded
+
+    def slowly(*arguments):
+        rows = recorded(*arguments)
+        time.sleep(0.2)
+        return rows
+
+    monkeypatch.setattr(runs, "_recorded", slowly)
+    for key in ("mean", "deviation", "environment"):
+        del about[key]
+    with ThreadPoolExecutor() as pool:
+        for seed in (7, 8):
+            own = row | dict(seed=seed)
+            pool.submit(runs._add, tmp_path, about, own, ended)
+    seeds = {row["seed"] for row in runs.read(tmp_path)["seeds"]}
+    assert seeds == {row["seed"] for row in done["seeds"]} | {7, 8}
 
 
 def test_a_network_that_comes_along_is_evaluated_by_its_name(
