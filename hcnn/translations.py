@@ -45,7 +45,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from numbers import Integral, Real
 from pathlib import Path
@@ -702,13 +702,14 @@ def _whole_folder(folder, about):
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = tempfile.mkdtemp(".partial", f".{folder.name}.", folder.parent)
     beside = Path(beside)
+    damaged = beside.with_suffix(".damaged")
     try:
         yield beside
         if folder.exists():
             if not _damage(folder, about):
                 return  # another was quicker
-            folder.rename(beside / "damaged")  # whole, or not at all
-            shutil.rmtree(beside / "damaged")
+            with suppress(FileNotFoundError):  # another moved it
+                folder.rename(damaged)  # whole, or not at all
         beside.chmod(0o755)
         try:
             beside.rename(folder)
@@ -716,7 +717,8 @@ def _whole_folder(folder, about):
             if not folder.exists() or _damage(folder, about):
                 raise  # else another was quicker, just now
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
+        for own in (beside, damaged):
+            shutil.rmtree(own, ignore_errors=True)
 
 
 # %% ../book/10-translations.ipynb #c777f93e
@@ -840,6 +842,7 @@ def open_index(
     smooth: int = 2,
     data: Dataset | None = None,
     network: Cascade | None = None,
+    position: str | None = None,
     **options,
 ) -> ArrayIndex:
     """The index over the arrays of one depth in a folder.
@@ -850,12 +853,15 @@ def open_index(
         smooth: as for `smooth_attribute`.
         data: the data set, to be sure that it is the one of the arrays.
         network: to be sure that the arrays are its own; queries of another
-            network or depth have the same shape.
+            network, depth or position may have the same shape.
+        position: to be sure that the arrays are of this position, as for
+            `store_arrays`.
         options: `engine` and `device` of `ArrayIndex`.
 
     Raises:
         FileNotFoundError: no such folder, or not this depth.
-        ValueError: a damaged folder, another data set or network.
+        ValueError: a damaged folder; another data set, network or
+            position.
 
     Source: {ref}`sec-store`.
     """
@@ -870,6 +876,7 @@ def open_index(
         kept = json.loads(about.read_text("utf-8"))
         whole = path.stat().st_size == kept["sizes"][path.name]
         options["data_sha256"], owner = kept["data"], kept["network"]
+        place = kept["position"]
     except (ValueError, KeyError, TypeError):
         whole = False
     if not whole:
@@ -877,14 +884,19 @@ def open_index(
             f"open_index: {folder} is damaged; call store_arrays again, "
             "which computes its arrays anew"
         )
-    index = ArrayIndex(path, smooth, **options)
-    if data is not None:
-        index.check(data)
     if network is not None and network_digest(network) != owner:
         raise ValueError(
             f"open_index: the arrays in {folder} are of another network; "
             "expected those of this one; call store_arrays with it"
         )
+    if position is not None and position != place:
+        raise ValueError(
+            f"open_index: the arrays in {folder} are of position {place!r}; "
+            f"expected {position!r}; call store_arrays with it"
+        )
+    index = ArrayIndex(path, smooth, **options)
+    if data is not None:
+        index.check(data)
     return index
 
 
@@ -1073,7 +1085,8 @@ def linear_probe(
         Accuracy and the gradient that is left.
 
     Raises:
-        ValueError: arrays and labels that do not match.
+        ValueError: arrays and labels that do not match, or arrays of two
+            shapes.
 
     Source: {ref}`sec-probe`, {eq}`eq-probe`.
     """
@@ -1086,6 +1099,12 @@ def linear_probe(
                 f"linear_probe: {len(own)} {name} and {len(classes)} "
                 "labels; expected one label for each of at least one"
             )
+    if arrays.shape[1:] != test_arrays.shape[1:]:
+        raise ValueError(
+            f"linear_probe: arrays of {tuple(arrays.shape[1:])} and "
+            f"test_arrays of {tuple(test_arrays.shape[1:])}; expected the "
+            "same, of one depth and position"
+        )
     x, test = (own.double().flatten(1) for own in (arrays, test_arrays))
     labels = labels.to(x.device)
     mean, std = x.mean(0), x.std(0, correction=0)
