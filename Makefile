@@ -51,8 +51,10 @@ results-gpu-dry: $(READY) ## the same for a few steps on the CPU
 	rm -rf runs/dry
 	$(BIN)/python -m benchmarks.training full --dry --device cpu
 
+# not `jupyter lab book/`: jupytext.toml must not lie above the server's root,
+# or only the notebook is saved, and its text would then replace it
 lab: $(LAB) ## open the chapters live in JupyterLab
-	$(BIN)/python -m jupyter lab book/
+	$(BIN)/python -m jupyter lab --LabApp.default_url=/lab/tree/book
 
 install: $(READY) ## only set up .venv
 

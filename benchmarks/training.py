@@ -24,9 +24,10 @@ from hcnn import results, runs
 from hcnn.data import Dataset, shapes10
 from hcnn.network import HCNNConfig, preset
 from hcnn.runtime import best_device, keep_memory
-from hcnn.training import Recipe, read_checkpoint, recipe
+from hcnn.training import Recipe, _lock, read_checkpoint, recipe
 
 UNFINISHED, MISSING, FAILED = 3, 4, 5
+FAULTS = FloatingPointError, torch.OutOfMemoryError, ValueError, OSError
 HELD_OUT = 5_000  # training images that choices are judged by
 
 
@@ -255,6 +256,8 @@ def make_room(job: Job, folder: Path) -> None:
         fits = all(alike(job, own[-1]) for own in kept if own)
     if fits:
         return
+    for own in folder.glob("seed-*"):
+        _lock(own).close()  # refuses what another process trains in
     number = 1
     while (
         aside := folder.with_name(f"{folder.name}-old-{number}")
@@ -296,9 +299,16 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     keep_memory()
     begin, missing, failed = time.monotonic(), 0, 0
-    for job in PLANS[chosen.plan]():
+    jobs = list(PLANS[chosen.plan]())
+    wanted = [job for job in jobs if (chosen.only or "") in job.entry]
+    if not wanted:
+        names = ", ".join(job.entry for job in jobs)
+        parser.error(
+            f"--only is {chosen.only!r}; expected a part of one of {names}"
+        )
+    for job in wanted:
         own = dry(job) if chosen.dry else job
-        if (chosen.only or "") not in job.entry or recorded(own, ledger):
+        if recorded(own, ledger):
             continue
         left = None
         if chosen.minutes is not None:
@@ -312,8 +322,8 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{job.entry}: left out; {error}", flush=True)
             missing += 1
             continue
-        make_room(own, place / job.entry)
         try:
+            make_room(own, place / job.entry)
             done = runs.train(
                 own.run,
                 place / job.entry,
@@ -324,13 +334,13 @@ def main(arguments: list[str] | None = None) -> int:
                 save_minutes=2.0,
                 images=images,
             )
-        except (FloatingPointError, torch.OutOfMemoryError) as error:
+            if done is None:
+                return stopped(job)
+            path = runs.record(place / job.entry, job.entry, ledger)
+        except FAULTS as error:  # others may do better
             print(f"{job.entry}: failed; {error}", flush=True)
             failed += 1
             continue
-        if done is None:
-            return stopped(job)
-        path = runs.record(place / job.entry, job.entry, ledger)
         print(f"{path.name}: {100 * done['mean']:.2f} %", flush=True)
     return FAILED if failed else MISSING if missing else 0
 

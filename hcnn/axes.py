@@ -44,7 +44,9 @@ def check_axes(function: str, hint: str = "", **arrays) -> None:
         arrays: name=(tensor, "n a b c h w").
 
     Raises:
-        ValueError: what came, what was expected, what to do.
+        TypeError: what is no tensor.
+        ValueError: another number of axes; what came, what was expected,
+            what to do.
     """
     for name, (value, layout) in arrays.items():
         expected = len(layout.split())

@@ -5,6 +5,7 @@ import os
 import pickle
 import platform
 import re
+import signal
 import statistics
 import subprocess
 import sys
@@ -348,6 +349,11 @@ def fresh_step_memory(*arguments) -> int | None:
         capture_output=True,
         env=dict(os.environ, MALLOC_MMAP_THRESHOLD_=str(2**20)),
     )
+    if done.returncode == -signal.SIGKILL:
+        raise RuntimeError(
+            "step_memory in a fresh process: killed by the system, probably "
+            "out of memory; take a smaller batch"
+        )
     if done.returncode:
         errors = done.stderr.decode(errors="replace").strip().splitlines()
         reason = errors[-1] if errors else f"status {done.returncode}"

@@ -539,7 +539,7 @@ def export(
             number of them.
     """
     from .network import HCNN, export_onnx
-    from .runs import find_network
+    from .runs import find_network, model_path, read
 
     outputs = [path for path in (onnx, folded) if path is not None]
     if not outputs:
@@ -547,21 +547,32 @@ def export(
             "export: nothing to write; name a file by --onnx, by --folded, "
             "or one by each"
         )
-    named = (Path(model), *outputs)
-    if len({path.resolve() for path in named}) <= len(outputs):
-        raise ValueError(
-            "export: the network, --onnx and --folded are "
-            f"{', '.join(map(str, named))}; expected different files; "
-            "choose another name"
-        )
     if size < 1:
         raise ValueError(f"export: --size is {size}; expected 1 or more")
-    network = find_network(model)
-    if folded is not None:
-        small = network.fold() if isinstance(network, HCNN) else network
-        small.save(folded)
+    network, kept = find_network(model), [Path(model)]
+    if kept[0].is_dir():  # a run, whose networks stay as they were trained
+        seeds = [row["seed"] for row in read(kept[0])["seeds"]]
+        kept = [model_path(kept[0], seed) for seed in seeds]
+    named = [path.resolve() for path in (*kept, *outputs)]
+    if len(set(named)) < len(named):
+        raise ValueError(
+            "export: the network, --onnx and --folded are "
+            f"{', '.join(map(str, (model, *outputs)))}; expected different "
+            "files, none of them a network of the run; choose another name"
+        )
+    for path in outputs:
+        if path.is_dir():
+            raise ValueError(
+                f"export: {path} is a folder; expected the name of a file; "
+                "add one"
+            )
+    small = network
+    if folded is not None and isinstance(network, HCNN):
+        small = network.fold()  # before a file is written: (+) has none
     if onnx is not None:
         export_onnx(network, onnx, size)
+    if folded is not None:
+        small.save(folded)
     for path in outputs:
         print(f"{path}: {path.stat().st_size / 1e6:.2f} MB")
 

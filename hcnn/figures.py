@@ -64,9 +64,14 @@ def canvas(rows: int = 1, columns: int = 1, size=(7.2, 3.2), **options):
 
 
 def show_image(axes, image, title: str = "", **options):
-    """Draw an image (3, h, w) or (h, w) without ticks."""
+    """Draw an image (3, h, w) or (h, w) without ticks.
+
+    Colours are numbers from 0 to 1, or bytes.
+    """
     if image.ndim == 3:
-        image = image.permute(1, 2, 0).clamp(0, 1)
+        image = image.permute(1, 2, 0)
+        if image.is_floating_point():
+            image = image.clamp(0, 1)
     artist = axes.imshow(image.detach().cpu().numpy(), **options)
     axes.set(title=title, xticks=[], yticks=[])
     axes.grid(False)
@@ -83,7 +88,9 @@ def learning_curves(runs: dict[str, list[dict]]):
             (0 to 1), such as the history of a training run or its log.
     """
     tested = any(
-        row.get("accuracy") for rows in runs.values() for row in rows
+        row.get("accuracy") is not None
+        for rows in runs.values()
+        for row in rows
     )
     columns = 1 + tested
     with canvas(1, columns, (4.1 * columns, 2.9), squeeze=False) as drawn:

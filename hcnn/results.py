@@ -89,14 +89,16 @@ def record(
         beside.mkdir()
         for file, content in contents:
             runtime.write(beside / file, content)
+        taken = (entry[1] for entry in _folders(root, name))
+        number = 1 + max(taken, default=0)
         while True:
-            taken = (entry[1] for entry in _folders(root, name))
-            path = root / f"{name}-{1 + max(taken, default=0)}"
+            path = root / f"{name}-{number}"
             try:
                 return beside.rename(path)
             except OSError:
-                if not path.exists():  # else another was quicker
+                if not path.exists():
                     raise
+                number += 1  # another was quicker, or it is no folder
 
 
 def check_name(function: str, name: str) -> str:

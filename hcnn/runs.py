@@ -587,7 +587,8 @@ def evaluate_run(
 
     Args:
         folder: of the run; or the name of a network that comes along.
-        data: where its images are, if they have moved.
+        data: where its images are, if they have moved: their folder, of
+            CIFAR the one that holds its official folder.
         root: where CIFAR's files are.
         device: by default the best one.
         tell: called for each seed with its recorded row, and what was
@@ -605,6 +606,8 @@ def evaluate_run(
     record, found = (_shipped if shipped else read)(folder), []
     about, device = record["data"], device or runtime.best_device()
     source = data or about["source"]
+    if data and data not in NAMED and about["source"].startswith("cifar"):
+        source, root = about["source"], data
     if about["validation"]:
         _, images = datasets(source, about["validation"], root)
     else:
@@ -651,6 +654,7 @@ def _same_kind(then, now):
     """Is what decides the last digits of a sum as it was?"""
     old, new = then["environment"], now["environment"]
     keys = "hardware gpu threads avx512_bf16 amx capability cuda cudnn"
+    keys += " onednn_max_cpu_isa"
     kinds = (torch.device(own["device"]).type for own in (then, now))
     return (
         len(set(kinds)) == 1

@@ -27,6 +27,7 @@ def missing(mark: str) -> str | None:
             )
     if mark == "cifar":
         folder = Path(os.environ.get("HCNN_DATA") or "/nowhere")
+        folder = folder.expanduser()
         if not (folder / "cifar-10-batches-py/test_batch").is_file():
             return (
                 "no CIFAR-10: set HCNN_DATA to a folder in which "

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import signal
+import subprocess
 
 import pytest
 import torch
@@ -191,6 +193,17 @@ def test_memory_of_a_step_is_measured_in_a_process_of_its_own():
     assert 2**20 < peak < 2**29
     with pytest.raises(RuntimeError, match=r"fresh process: .*negative"):
         bench.fresh_step_memory(bench.ours, config, 8, -1, "bf16", CPU)
+
+
+def test_a_process_that_the_system_kills_ran_out_of_memory(monkeypatch):
+    killed = subprocess.CompletedProcess(
+        [], -signal.SIGKILL, b"", b"warned"
+    )
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: killed)
+    with pytest.raises(
+        RuntimeError, match="probably out of memory; take a"
+    ):
+        bench.fresh_step_memory(bench.published, None, 8, 1, "bf16", CPU)
 
 
 @pytest.mark.parametrize(

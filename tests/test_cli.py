@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -16,7 +17,7 @@ from torch.testing import assert_close
 
 from hcnn import cli
 from hcnn.network import HCNN, load_pretrained, preset
-from hcnn.runtime import rng
+from hcnn.runtime import repository, rng
 
 
 def hcnn(*arguments, program=("-m", "hcnn"), **environment):
@@ -175,6 +176,14 @@ def test_a_refused_export_leaves_nothing(saved, capsys):
         ([saved, "--folded", other, "--onnx", other], "different files"),
         ([saved, "--onnx", other, "--size", 0], "--size is 0; expected 1"),
         (
+            [saved, "--folded", folder],
+            f"{folder} is a folder; expected the",
+        ),
+        (
+            [saved, "--folded", other, "--onnx", folder / "new/b"],
+            f"no folder {folder / 'new'}",
+        ),
+        (
             [plus, "--onnx", other, "--folded", folder / "b"],
             "expected a plain layer",
         ),
@@ -189,6 +198,18 @@ def test_a_refused_export_leaves_nothing(saved, capsys):
         assert words in refused(capsys, "export", *arguments)
         assert {path.name for path in folder.iterdir()} == there
         assert saved.read_bytes() == before
+
+
+def test_export_spares_the_network_of_a_run(tmp_path, capsys):
+    entry = repository() / "results" / "train-hcnn8-shapes10-quick-5"
+    run = shutil.copytree(entry, tmp_path / "run")
+    trained = run / "model-0.safetensors"
+    before = trained.read_bytes()
+    line = refused(capsys, "export", run, "--folded", trained)
+    assert "none of them a network of the run" in line
+    assert trained.read_bytes() == before
+    cli.main(["export", f"{run}", "--folded", f"{run / 'small'}"])
+    assert (run / "small").is_file() and trained.read_bytes() == before
 
 
 def test_export_says_how_to_get_what_onnx_needs(saved, capsys, monkeypatch):

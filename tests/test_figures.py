@@ -83,6 +83,13 @@ def test_colours_outside_the_range_are_cut_and_grey_values_are_not(caplog):
     assert not caplog.records, "matplotlib has to say that it cuts"
 
 
+def test_bytes_are_drawn_as_bytes():
+    image = torch.tensor([0, 100, 200], dtype=torch.uint8).view(3, 1, 1)
+    with canvas() as (_, axes):
+        artist = show_image(axes, image)
+    assert artist.get_array().flatten().tolist() == [0, 100, 200]
+
+
 def test_learning_curves_show_loss_and_what_was_tested():
     rows = [
         dict(epoch=1.0, loss=2.0, accuracy=0.5),
@@ -94,6 +101,8 @@ def test_learning_curves_show_loss_and_what_was_tested():
     assert left.lines[0].get_ydata().tolist() == [2.0, 1.5, 1.0]
     assert right.lines[0].get_xydata().tolist() == [[1, 50], [2, 75]]
     assert left.get_legend().get_texts()[1].get_text() == "two"
+    wrong = [dict(epoch=1.0, loss=2.0, accuracy=0.0)]
+    assert len(learning_curves({"": wrong}).axes) == 2
     without = [dict(epoch=1.0, loss=2.0, accuracy=None)]
     assert len(learning_curves({"": without}).axes) == 1
 

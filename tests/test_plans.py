@@ -13,7 +13,7 @@ from benchmarks import rate, training
 from hcnn import cli, network, results, runs
 from hcnn.network import HCNN, load_pretrained, preset, pretrained
 from hcnn.runtime import repository
-from hcnn.training import recipe
+from hcnn.training import _lock, recipe
 
 sys.path.insert(0, str(repository() / "tools"))
 import ship
@@ -256,6 +256,42 @@ def test_a_run_that_fails_keeps_no_other(ledger, monkeypatch, capsys):
     assert len(results.entries(NAMES[1], ledger)) == 1
 
 
+@pytest.mark.parametrize("error", [ValueError, OSError])
+def test_a_folder_that_cannot_be_used_keeps_no_other(
+    error, ledger, monkeypatch, capsys
+):
+    make_room = training.make_room
+
+    def refuse(job, folder):
+        if job.entry == NAMES[0]:
+            raise error("its record is damaged")
+        make_room(job, folder)
+
+    monkeypatch.setattr(training, "make_room", refuse)
+    assert training.main(["two", "--dry"]) == training.FAILED
+    assert f"{NAMES[0]}: failed; its record" in capsys.readouterr().out
+    assert len(results.entries(NAMES[1], ledger)) == 1
+
+
+def test_a_run_that_goes_on_is_not_moved_away(tmp_path):
+    folder = tmp_path / "run"
+    (folder / "seed-0").mkdir(parents=True)
+    (folder / "run.json").write_text("{}")
+    job = next(two())
+    with _lock(folder / "seed-0"), pytest.raises(ValueError):
+        training.make_room(job, folder)
+    assert folder.is_dir()
+
+
+def test_a_name_that_no_entry_has_is_refused(ledger, capsys):
+    with pytest.raises(SystemExit) as caught:
+        training.main(["two", "--dry", "--only", "pluss"])
+    assert caught.value.code == 2
+    assert (
+        f"expected a part of one of {NAMES[0]}" in capsys.readouterr().err
+    )
+
+
 def test_an_unfinished_run_of_another_recipe_is_put_aside(
     ledger, monkeypatch, tmp_path
 ):
@@ -319,6 +355,11 @@ def test_a_shipped_network_is_that_of_the_newest_entry(shipped, ledger):
     own = load_pretrained("own").state_dict()
     other = HCNN.load(runs.model_path(entry.path, 0)).state_dict()
     assert all(torch.equal(own[key], other[key]) for key in other)
+
+
+def test_an_entry_that_there_is_not_is_refused(ledger, shipped):
+    with pytest.raises(SystemExit, match=r"no entry is named 'none'; exp"):
+        ship.ship("hcnn8-cifar10", "none", ledger)
 
 
 def test_a_file_that_was_not_shipped_is_refused(shipped):

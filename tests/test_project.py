@@ -130,6 +130,13 @@ def test_the_version_is_the_same_everywhere():
     assert [newest, init, citation] == [version] * 3
 
 
+def test_jupyter_starts_where_its_notebooks_are_paired():
+    """A folder would be the server's root, and jupytext.toml above it."""
+    (options,) = re.findall(r"-m jupyter lab(.*)", read("Makefile"))
+    assert all(word.startswith("--") for word in options.split()), options
+    assert 'formats = "ipynb,md:myst"' in read("jupytext.toml")
+
+
 def test_python_is_the_same_everywhere():
     least = project()["requires-python"].removeprefix(">=")
     assert f"({least.replace('.', ', ')})" in read("Makefile")

@@ -90,6 +90,13 @@ def test_another_process_may_take_the_number_first(tmp_path, monkeypatch):
     assert who == ["quicker", "slower"]
 
 
+def test_a_file_with_the_name_of_an_entry_is_passed_by(tmp_path):
+    (tmp_path / "a-1").write_text("no folder")
+    assert record("a", {}, root=tmp_path).name == "a-2"
+    assert record("a", {}, root=tmp_path).name == "a-3"
+    assert (tmp_path / "a-1").read_text() == "no folder"
+
+
 def test_nothing_half_written_stays_behind(tmp_path, monkeypatch):
     record("a", dict(x=1), root=tmp_path)
     before = tree(tmp_path)

@@ -363,6 +363,19 @@ def test_images_may_move(pictures, tmp_path):
     assert len(again["seeds"]) == 1
 
 
+def test_the_folder_of_cifar_may_move_too(monkeypatch):
+    asked, few = [], shapes10(50, 0, "test")
+
+    def load(name, split, root=None):
+        asked.append((name, split, root))
+        return few
+
+    monkeypatch.setattr(runs, "load_dataset", load)
+    with pytest.raises(ValueError, match="other test images"):
+        runs.evaluate_run("hcnn8-cifar10", data="moved")
+    assert asked == [("cifar10", "test", "moved")]
+
+
 def test_the_same_machine_must_find_the_same(finished, monkeypatch):
     (first, _) = runs.evaluate_run(finished[0])
     assert first["may_differ"] == 0
@@ -551,6 +564,8 @@ def test_one_gpu_is_of_the_kind_of_another(there, here, same):
         for own in (there, here)
     )
     assert runs._same_kind(then, now) == same
+    now["environment"]["onednn_max_cpu_isa"] = "AVX2"
+    assert not runs._same_kind(then, now)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def run(*command, cwd: Path = ROOT) -> None:
 def has_data(path: Path) -> bool:
     """Are the official files that a chapter shows where HCNN_DATA says?"""
     wanted = NEEDS_DATA.get(path.name[:2], ())
-    folder = Path(os.environ.get("HCNN_DATA") or "/nowhere")
+    folder = Path(os.environ.get("HCNN_DATA") or "/nowhere").expanduser()
     return all((folder / file).is_file() for file in wanted)
 
 
@@ -124,15 +124,18 @@ def prepare_environment() -> None:
     os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
     if os.environ.get("HCNN_DATA"):
         os.environ["HCNN_DATA"] = str(
-            Path(os.environ["HCNN_DATA"]).resolve()
+            Path(os.environ["HCNN_DATA"]).expanduser().resolve()
         )
 
 
 def write(path: Path, text: str) -> None:
     """Write beside, then rename: a notebook is never half written."""
     beside = path.with_suffix(".partial")
-    beside.write_text(text, encoding="utf-8")
-    os.replace(beside, path)
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
 
 
 def make(paths: list[Path]) -> None:

@@ -30,5 +30,8 @@ def stored() -> bytes:
 
 if __name__ == "__main__":
     beside = PICTURE.with_suffix(".partial")
-    beside.write_bytes(stored())
-    os.replace(beside, PICTURE)
+    try:
+        beside.write_bytes(stored())
+        os.replace(beside, PICTURE)
+    finally:
+        beside.unlink(missing_ok=True)

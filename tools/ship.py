@@ -24,7 +24,14 @@ LARGEST = 2 * 10**6  # bytes: it lives in the repository
 
 def ship(name: str, entry: str, root=None, weights: Path = WEIGHTS) -> Path:
     """Copy the network of the newest entry; returns the new file."""
-    *_, newest = results.entries(entry, root)
+    found = results.entries(entry, root)
+    if not found:
+        known = {own.name for own in results.entries(root=root)}
+        raise SystemExit(
+            f"ship: no entry is named {entry!r}; expected one of "
+            f"{', '.join(sorted(known))}, without its number"
+        )
+    newest = found[-1]
     row = newest.data["seeds"][0]
     content = runs.model_path(newest.path, row["seed"]).read_bytes()
     if len(content) > LARGEST:
@@ -89,7 +96,7 @@ def main() -> None:
         parser.error(f"{len(chosen)} names; expected NAME ENTRY, or none")
     if chosen:
         print(ship(*chosen))
-    README.write_text(readme(README.read_text("utf-8")), "utf-8")
+    write(README, readme(README.read_text("utf-8")).encode(), "ship")
 
 
 if __name__ == "__main__":
