@@ -2,6 +2,7 @@
 
 import math
 import operator
+import shutil
 import subprocess
 import sys
 import warnings
@@ -525,6 +526,44 @@ def test_damaged_arrays_are_computed_anew(
     assert path.read_bytes() == before
     own.open_index(folder, 5)
     assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+
+
+def test_a_damaged_folder_that_vanishes_at_the_last_moment_is_no_error(
+    network, shapes, tmp_path, monkeypatch
+):
+    folder = own.store_arrays(network, shapes, tmp_path)
+    (folder / "x-05.npy").unlink()
+    damage = own._damage
+
+    def vanish(place, about):
+        found = damage(place, about)
+        if any(place.parent.glob(".*.partial")):  # all is written
+            shutil.rmtree(place)
+        return found
+
+    monkeypatch.setattr(own, "_damage", vanish)
+    with pytest.warns(UserWarning, match="computed anew"):
+        own.store_arrays(network, shapes, tmp_path)
+    monkeypatch.undo()
+    own.open_index(folder, 5)
+    assert [child.name for child in tmp_path.iterdir()] == [folder.name]
+
+
+def test_arrays_of_another_position_are_refused(network, shapes, tmp_path):
+    folder = own.store_arrays(network, shapes, tmp_path, position="mean")
+    own.open_index(folder, 5, position="mean")
+    with pytest.raises(
+        ValueError, match=r"position 'mean'; expected 'cent"
+    ):
+        own.open_index(folder, 5, position="centre")
+
+
+def test_a_probe_refuses_arrays_of_two_shapes(unchecked):
+    labels = torch.tensor([0, 1])
+    with pytest.raises(ValueError, match=r"of \(2, 3\) and .* of \(2, 4\)"):
+        own.linear_probe(
+            torch.zeros(2, 2, 3), labels, torch.zeros(2, 2, 4), labels
+        )
 
 
 def test_nothing_half_written_stays(network, shapes, tmp_path):
