@@ -297,7 +297,8 @@ class OutputNorm(nn.Module):
         d: values of the newest attribute.
 
     Call: an array (n, …, d, h, w) to one like it. In training each value
-    of `d` then has the mean `shift` and the deviation |`scale`|.
+    of `d` then has the mean `shift` and, but for its sign, the deviation
+    `scale`.
 
     Source: {ref}`sec-first-layers`.
     """
