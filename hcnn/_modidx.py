@@ -1017,8 +1017,8 @@ d = {
                 "08-training.html#_step",
                 "hcnn/training.py",
             ),
-            "hcnn.training._step_along": (
-                "08-training.html#_step_along",
+            "hcnn.training._steps_along": (
+                "08-training.html#_steps_along",
                 "hcnn/training.py",
             ),
             "hcnn.training._summary_writer": (

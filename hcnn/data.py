@@ -106,8 +106,15 @@ class Dataset:
                 )
             return self._columns(lambda column: column[:which])
         index = torch.as_tensor(which, device="cpu").reshape(-1)
+        numbers = (
+            index.dtype != torch.bool and not index.is_floating_point()
+        )
+        if numbers or not index.numel():
+            index = index.long()  # torch takes bytes for a mask
         try:
-            index = torch.arange(len(self))[index]  # masks, negative ones
+            index = torch.arange(len(self), device="cpu")[
+                index
+            ]  # masks, negative ones
         except IndexError as error:
             raise ValueError(
                 f"subset: {error}; expected indices of {len(self)} images, "
@@ -119,7 +126,7 @@ class Dataset:
     @cached_property
     def _moments(self):
         """Mean and deviation per channel; the sums are exact integers."""
-        value = torch.arange(256, dtype=torch.float64) / 255
+        value = torch.arange(256, dtype=torch.float64, device="cpu") / 255
         channels = self.images.transpose(0, 1).flatten(1)
         count = torch.stack([c.bincount(minlength=256) for c in channels])
         share = count.cpu().double() / channels.shape[1]
@@ -378,7 +385,7 @@ def shapes10(n: int, seed: int = 0, split: str = "train") -> Dataset:
             f"shapes10: seed is {seed}; expected an integer from 0 to "
             "2^30 - 1"
         )
-    number = torch.arange(n)
+    number = torch.arange(n, device="cpu")
     key = ((2 * seed + SPLITS.index(split)) << 32) + number
     bits = _random_words(key.numpy(), len(FACTORS)) >> 40
     share = torch.from_numpy(bits.astype(numpy.float32) / 2**24)
@@ -465,7 +472,7 @@ def _cifar(name, split, root, download) -> Dataset:
         _download(name, kind, root)
         found = kind(root, train=split == "train")
     images = torch.from_numpy(found.data).permute(0, 3, 1, 2).contiguous()
-    labels = torch.tensor(found.targets)
+    labels = torch.tensor(found.targets, device="cpu")
     return Dataset(images, labels, tuple(found.classes), name, split)
 
 
@@ -634,7 +641,7 @@ def _folder(folder: Path, split: str, size: int) -> Dataset:
         samples += files
     samples.sort(key=order)  # mixes the classes
     images = torch.stack([read_image(path, size) for path, _ in samples])
-    labels = torch.tensor([label for _, label in samples])
+    labels = torch.tensor([label for _, label in samples], device="cpu")
     name = folder.resolve().name
     return Dataset(images, labels, tuple(classes), name, split)
 

@@ -19,6 +19,7 @@ from itertools import product
 from math import isnan
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from .axes import axis
@@ -76,13 +77,19 @@ def relative_error(actual: Tensor, expected: Tensor) -> float:
     """Largest difference, relative to the largest expected value.
 
     Where all expected values are zero, the difference itself. A NaN on
-    either side counts as an infinite error.
+    either side counts as an infinite error; empty arrays have none.
     """
     if actual.shape != expected.shape:
         raise ValueError(
             f"relative_error: shapes {tuple(actual.shape)} and "
             f"{tuple(expected.shape)} differ; compare arrays of one shape"
         )
+    actual, expected = (  # bytes would wrap around
+        v if v.is_floating_point() or v.is_complex() else v.double()
+        for v in (actual, expected)
+    )
+    if not expected.numel():
+        return 0.0
     largest = expected.abs().max().item()
     error = (actual - expected).abs().max().item() / (largest or 1.0)
     return float("inf") if isnan(error) else error
@@ -191,7 +198,7 @@ def group_average(
 
     Returns:
         An array like `function(x)`, invariant to the group if `elements`
-        is a whole group.
+        is a whole group. The mean of bytes or truth values is float32.
 
     Raises:
         ValueError: there is no element.
@@ -201,6 +208,8 @@ def group_average(
     total, count = None, 0
     for g in elements:
         value = function(act(x, **g))
+        kind = value.dtype
+        value = value.to(torch.promote_types(kind, torch.float32))
         total = value if total is None else total + value
         count += 1
     if count == 0:
@@ -208,4 +217,5 @@ def group_average(
             "group_average: elements is empty; give every element of the "
             "group, such as translations(h=range(size))"
         )
-    return total / count
+    average = total / count
+    return average.to(kind) if kind.is_floating_point else average

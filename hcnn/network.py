@@ -65,7 +65,7 @@ from hcnn.fused import (
     lean_plus,
     normalize_elu,
 )
-from .runtime import write
+from .runtime import whole_float32, write
 
 # %% ../book/07-network.ipynb #f80c3eaa
 DEPTH = 12  # J in the paper
@@ -726,14 +726,15 @@ class HCNN(Cascade):
         Returns:
             A new network for evaluation only, of the same scores. Its
             filters are multiplied out in full precision, under autocast
-            too.
+            and on a GPU too.
 
         Raises:
             ValueError: the variant (+), whose layers have no filters.
 
         Source: {ref}`sec-fold-network`.
         """
-        with torch.autocast(self.W1.weight.device.type, enabled=False):
+        kind = self.W1.weight.device.type
+        with torch.autocast(kind, enabled=False), whole_float32("float32"):
             filters = folded_filters(self)
         return FoldedHCNN(self.config, filters, **self.about)
 
@@ -1135,9 +1136,9 @@ def export_onnx(
             'pip install "hcnn[export]"'
         ) from None
     config = network.config
+    network = copy.deepcopy(network).to("cpu", torch.float32).eval()
     if isinstance(network, HCNN) and not config.plus:
         network = network.fold()
-    network = copy.deepcopy(network).to("cpu", torch.float32).eval()
     network.engine = "factorized"  # of operations that ONNX knows
     height, width = (size, size) if isinstance(size, int) else size
     images = torch.zeros(2, config.channels, height, width)

@@ -45,6 +45,7 @@ import inspect
 import itertools
 import json
 import math
+import operator
 import os
 import re
 import secrets
@@ -55,10 +56,12 @@ import sys
 import threading
 import time
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from copy import deepcopy
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import timedelta
+from numbers import Integral
 from pathlib import Path
 
 try:
@@ -289,6 +292,8 @@ def stream(*key, device: str | torch.device = "cpu") -> torch.Generator:
         key: numbers and words, such as ("order", seed, epoch).
         device: where they are drawn; a GPU draws others than a CPU.
     """
+    # a number is its value, of whatever type
+    key = tuple(int(k) if isinstance(k, Integral) else k for k in key)
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return rng(int.from_bytes(digest, "big") >> 1, device)
 
@@ -296,8 +301,8 @@ def stream(*key, device: str | torch.device = "cpu") -> torch.Generator:
 # %% ../book/08-training.ipynb #c5ca63f0
 @functools.lru_cache(4)
 def _order(n, seed, epoch, device):
-    order = torch.randperm(n, generator=stream("order", seed, epoch))
-    return order.to(device)
+    drawn = stream("order", seed, epoch)
+    return torch.randperm(n, generator=drawn, device="cpu").to(device)
 
 
 def batch_indices(
@@ -393,15 +398,15 @@ def parameter_groups(network: nn.Module, recipe: Recipe) -> list[dict]:
 
 # %% ../book/08-training.ipynb #7c51dfda
 def polar_factor(
-    matrix: Float[Tensor, "rows columns"], rounds: int = 5
-) -> Float[Tensor, "rows columns"]:
+    matrix: Float[Tensor, "*matrices rows columns"], rounds: int = 5
+) -> Float[Tensor, "*matrices rows columns"]:
     r"""Roughly $U V^\top$ of a matrix $U \Sigma V^\top$, by products alone.
 
     $$ X \leftarrow 3.4445\, X - 4.775\, X X^\top X
        + 2.0315\, (X X^\top)^2 X, \qquad X_0 = G / \|G\|_F $$
 
     Args:
-        matrix: G. Of zeros zeros come back.
+        matrix: G, or several of one shape. Of zeros zeros come back.
         rounds: of the polynomial.
 
     Returns:
@@ -410,15 +415,16 @@ def polar_factor(
 
     Source: {ref}`sec-polar`; Jordan and others (2024).
     """
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.T if tall else matrix
+    tall, each = matrix.shape[-2] > matrix.shape[-1], (-2, -1)
+    x = matrix.mT if tall else matrix
     least = torch.finfo(x.dtype).tiny
-    x = x / x.abs().amax().clamp_min(least)  # whose squares are no zeros
-    x = x / x.norm().clamp_min(least)
+    # first by the largest value, so that squares are no zeros
+    x = x / x.abs().amax(each, keepdim=True).clamp_min(least)
+    x = x / x.norm(dim=each, keepdim=True).clamp_min(least)
     for _ in range(rounds):
-        gram = x @ x.T
+        gram = x @ x.mT
         x = 3.4445 * x + (2.0315 * gram @ gram - 4.775 * gram) @ x
-    return x.T if tall else x
+    return x.mT if tall else x
 
 
 # %% ../book/08-training.ipynb #237fd658
@@ -440,25 +446,26 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params,
-        lr,
-        momentum=0.9,
-        nesterov=True,
-        weight_decay=0.0,
-        vectors=4.0,
+        params: Iterable,
+        lr: float,
+        momentum: float = 0.9,
+        nesterov: bool = True,
+        weight_decay: float = 0.0,
+        vectors: float = 4.0,
     ):
         options = dict(momentum=momentum, nesterov=nesterov)
         options |= dict(weight_decay=weight_decay, vectors=vectors)
         super().__init__(params, dict(lr=lr, **options))
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Callable | None = None):
+        """One step; what `closure` returns, if there is one."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            rate, share = group["lr"], group["momentum"]
+            rate, share, ahead = group["lr"], group["momentum"], {}
             for own in group["params"]:
                 if own.grad is None:
                     continue
@@ -467,22 +474,34 @@ class Muon(torch.optim.Optimizer):
                     state["momentum_buffer"] = torch.zeros_like(own)
                 velocity = state["momentum_buffer"]
                 velocity.mul_(share).add_(own.grad)
-                ahead = velocity
+                ahead[own] = velocity
                 if group["nesterov"]:
-                    ahead = own.grad + share * velocity
+                    ahead[own] = own.grad + share * velocity
+            for own, along in _steps_along(ahead, group["vectors"]):
                 own.mul_(1 - rate * group["weight_decay"])
-                own.sub_(rate * _step_along(ahead, group["vectors"]))
+                own.sub_(rate * along)
         return loss
 
 
-def _step_along(velocity, vectors):
-    """A polar factor, its rows of about unit length; a vector itself."""
-    if velocity.ndim < 2:
-        return vectors * velocity
-    matrix = velocity.flatten(1)
-    rows, columns = matrix.shape
-    length = max(1.0, rows / columns) ** 0.5
-    return length * polar_factor(matrix).view_as(velocity)
+def _steps_along(velocities, vectors):
+    """Polar factors, rows of about unit length; vectors themselves.
+
+    Matrices of one shape go together: a GPU waits for few large products.
+    """
+    alike = {}
+    for own, velocity in velocities.items():
+        if velocity.ndim < 2:
+            yield own, vectors * velocity
+            continue
+        matrix = velocity.flatten(1)
+        kind = matrix.shape, matrix.dtype, matrix.device
+        alike.setdefault(kind, []).append((own, matrix))
+    for ((rows, columns), *_), pairs in alike.items():
+        length = max(1.0, rows / columns) ** 0.5
+        matrices = torch.stack([matrix for _, matrix in pairs])
+        factors = length * polar_factor(matrices)
+        for (own, _), factor in zip(pairs, factors, strict=True):
+            yield own, factor.view_as(own)
 
 
 # %% ../book/08-training.ipynb #ce99acf6
@@ -553,8 +572,15 @@ def judge(
         scores: before any soft-max.
         labels: the true classes.
 
+    Raises:
+        ValueError: no images.
+
     Source: {ref}`sec-evaluate`.
     """
+    if not len(labels):
+        raise ValueError(
+            "judge: no images; expected at least one, with its class"
+        )
     labels = labels.to(scores.device)
     classes = scores.shape[1]
     found = scores.argmax(1)
@@ -591,8 +617,8 @@ def predict(
 
     Source: {ref}`sec-evaluate`.
     """
-    device = next(network.parameters()).device
-    training, scores = network.training, []
+    device, scores = next(network.parameters()).device, []
+    modes = [(own, own.training) for own in network.modules()]
     network.eval()
     try:
         for part in images.split(batch):
@@ -602,7 +628,8 @@ def predict(
                 found = [network(network.standardize(v)) for v in views]
             scores.append(sum(found) / len(found))
     finally:
-        network.train(training)
+        for own, mode in modes:
+            own.training = mode
     return torch.cat(scores)
 
 
@@ -726,7 +753,7 @@ def write_checkpoint(
     for old in checkpoints(folder)[:-keep]:
         gone = old.with_name(f".{old.name}.{own}.partial")
         os.replace(old, gone)
-        shutil.rmtree(gone)
+        shutil.rmtree(gone, ignore_errors=True)  # where it is still open
     return path
 
 
@@ -898,9 +925,14 @@ class Journal:
     Source: {ref}`sec-journal`.
     """
 
-    def __init__(self, folder=None, tensorboard=False, callbacks=()):
+    def __init__(
+        self,
+        folder: str | Path | None = None,
+        tensorboard: bool = False,
+        callbacks: Iterable[Callable[[dict], object]] = (),
+    ):
         self.folder, self.tensorboard = folder, tensorboard
-        self.rows, self.callbacks = [], callbacks
+        self.rows, self.callbacks = [], tuple(callbacks)
         self.file = self.board = None
 
     def open(self, step: int) -> None:
@@ -999,7 +1031,7 @@ def under_torchrun() -> bool:
 
 
 @contextmanager
-def distributed():
+def distributed() -> Iterator[torch.device]:
     """Join the processes that torchrun started, if it did.
 
     `with distributed() as device:` gives the device that this process is
@@ -1205,7 +1237,7 @@ def _held(folder):
                 for left in folder.glob(".*.partial"):
                     left.unlink()
                 for left in kept.glob(".*.partial"):
-                    shutil.rmtree(left)
+                    shutil.rmtree(left, ignore_errors=True)
                 _sync(folder)
         yield
 
@@ -1468,6 +1500,7 @@ class _Learner:
         self.test, self.tested = test, (None, None)
         self.n, self.steps = len(data), total_steps(recipe, len(data))
         self.step, self.seconds, self.losses = 0, 0.0, []
+        self.whole = True  # no step was interrupted
         self.parallel, self.device = None, device
         network.to(device)
         self.images = data.images.to(device)
@@ -1502,6 +1535,12 @@ class _Learner:
 
     def begin(self):
         """All processes start where the first stands."""
+        if not self.whole:
+            raise ValueError(
+                f"Trainer: step {self.step + 1} was interrupted halfway, and "
+                "there is no folder with a checkpoint to go back to; build "
+                "network and trainer anew, or give folder=…"
+            )
         if place()[1] > 1:
             about = [self.step, self.seconds, self.precisions]
             dist.broadcast_object_list(about, device=self.device)
@@ -1537,6 +1576,7 @@ class _Learner:
 
     def advance(self):
         """One step."""
+        self.whole = False
         self.network.train()
         with whole_float32(self.precision):
             loss = self.loss()
@@ -1545,6 +1585,7 @@ class _Learner:
         if self.average is not None:
             follow(self.average, self.network, self.recipe.ema, self.step)
         self.losses.append(loss.detach())
+        self.whole = True
 
     def numbers(self):
         """Losses of the steps since the last call, all finite."""
@@ -1610,6 +1651,7 @@ class _Kept:
                     "before"
                 )
             _refill(path, learner.tensors(), (model, others))
+            learner.whole = True
             learner.step, learner.seconds = about["step"], about["seconds"]
             _same_precision(learner, about)
             with _writing("the name of a damaged checkpoint", self.folder):
@@ -1775,11 +1817,17 @@ class Trainer:
         device: str | torch.device | None = None,
         progress: bool = True,
         tensorboard: bool = False,
-        callbacks=(),
+        callbacks: Iterable[Callable[[dict], object]] = (),
         save_minutes: float = 5.0,
         log_steps: int = 50,
     ):
         rank, ranks = place()
+        try:
+            seed = operator.index(seed)
+        except TypeError:
+            raise ValueError(
+                f"Trainer: seed is {seed!r}; expected an integer"
+            ) from None
         _check(network, data, recipe, test, ranks)
         if log_steps < 1:
             raise ValueError(

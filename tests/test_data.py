@@ -109,6 +109,22 @@ def test_a_subset_takes_the_first_images_or_those_named(shapes):
     assert some.class_names == SHAPES and some.name == "shapes10"
 
 
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int16])
+def test_small_integers_are_indices_and_no_mask(shapes, kind):
+    few = shapes.subset(3)
+    found = few.subset(torch.tensor([0, 1, 2], dtype=kind))
+    assert torch.equal(found.images, few.images)
+
+
+def test_data_are_on_the_cpu_whatever_the_default_device(shapes):
+    with torch.device("meta"):
+        drawn = shapes10(10)
+        mean = drawn.mean
+        some = drawn.subset([1, 0])
+    assert torch.equal(some.images, shapes.images[[1, 0]])
+    assert torch.equal(mean, shapes10(10).mean)
+
+
 def test_a_data_set_moves_as_a_whole(shapes):
     moved = shapes.subset(2).to("meta")
     columns = [moved.images, moved.labels, *moved.factors.values()]

@@ -281,3 +281,23 @@ def test_group_average_refuses_an_empty_group():
         ValueError, match="group_average: elements is empty"
     ):
         group_average(torch.sin, array("nchw"), [])
+
+
+def test_bytes_and_truth_values_are_averaged_as_numbers():
+    elements = translations(w=range(4))
+    image = torch.full((1, 4, 4), 200, dtype=torch.uint8)
+    found = group_average(lambda x: x, image, elements)
+    assert found.dtype == torch.float32 and (found == 200).all()
+    true = group_average(lambda x: x > 0, image, elements)
+    assert (true == 1).all()
+    many = [dict(w=0)] * 1024
+    ones = torch.ones(2, 2, dtype=torch.bfloat16)
+    found = group_average(lambda x: x, ones, many)
+    assert found.dtype == torch.bfloat16 and (found == 1).all()
+
+
+def test_errors_of_bytes_do_not_wrap_around():
+    zero, one = (torch.tensor([v], dtype=torch.uint8) for v in (0, 1))
+    assert relative_error(zero, one) == relative_error(one, zero) == 1
+    assert relative_error(zero > 0, one > 0) == 1
+    assert relative_error(torch.zeros(0), torch.zeros(0)) == 0

@@ -20,6 +20,7 @@ from dataclasses import asdict, fields, replace
 from datetime import timedelta
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
 import torch.nn.functional as F
@@ -1085,6 +1086,108 @@ def test_rows_come_every_few_steps_and_to_callbacks():
     steps = [row["step"] for row in rows]
     assert steps == list(range(2, 25, 2))
     assert [row["step"] for row in rows if row["end"]] == [8, 16, 24]
+
+
+def test_callbacks_may_come_one_by_one():
+    rows = []
+    train(callbacks=(own for own in [rows.append]))
+    assert len(rows) == 3
+
+
+def test_a_number_is_its_value_whatever_its_type(no_shape_checks):
+    for _ in range(2):  # the order is remembered
+        plain = batch_indices(0, 5, 100)
+        other = batch_indices(numpy.int64(0), 5, 100, seed=numpy.int32(0))
+        assert torch.equal(plain, other)
+        training._order.cache_clear()
+    first, second = (
+        training.stream("a", step).initial_seed()
+        for step in (3, numpy.int64(3))
+    )
+    assert first == second
+
+
+def test_a_seed_is_an_integer_of_any_type(tmp_path, no_shape_checks):
+    data, found = small(), []
+    for seed in (1, numpy.int64(1)):
+        network = build(data)
+        Trainer(network, data, BRIEF, seed=seed, progress=False).run()
+        found.append(weights(network))
+    assert equal(*found)
+    with pytest.raises(ValueError, match=r"seed is 1\.0; expected an int"):
+        Trainer(network, data, BRIEF, folder=tmp_path, seed=1.0)
+    assert not list(tmp_path.iterdir())
+
+
+def test_scores_leave_each_part_in_the_mode_it_was_in():
+    network = build(small(20)).train()
+    network.norm1.eval()
+    before = [own.training for own in network.modules()]
+    training.predict(network, small(20).images)
+    assert [own.training for own in network.modules()] == before
+    assert len(set(before)) == 2
+
+
+def test_no_images_are_not_judged():
+    with pytest.raises(
+        ValueError, match="no images; expected at least one"
+    ):
+        training.judge(torch.zeros(0, 10), torch.zeros(0).long())
+
+
+def test_an_old_checkpoint_that_is_still_open_ends_no_run(
+    tmp_path, monkeypatch, whole
+):
+    real = shutil.rmtree
+
+    def busy(path, ignore_errors=False, **options):
+        if ignore_errors:
+            return None  # as it then does on a file system that refuses
+        raise OSError(errno.ENOTEMPTY, "a file is open")
+
+    monkeypatch.setattr(shutil, "rmtree", busy)
+    network, _ = train(tmp_path, save_minutes=0.0)
+    assert equal(weights(network), whole[0])
+    assert len(checkpoints(tmp_path)) == 2
+    train(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", real)
+    train(tmp_path)
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_half_a_step_is_never_gone_on_from(
+    kept, tmp_path, monkeypatch, whole
+):
+    real, calls = training._descend, []
+
+    def torn(*arguments):
+        real(*arguments)
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "_descend", torn)
+    data = small()
+    network = build(data)
+    folder = tmp_path if kept else None
+    trainer = Trainer(network, data, BRIEF, folder=folder, progress=False)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    if kept:
+        trainer.run()
+        assert equal(weights(network), whole[0])
+    else:
+        with pytest.raises(ValueError, match="step 3 was interrupted half"):
+            trainer.run()
+
+
+@pytest.mark.parametrize("shape", [(3, 5, 7), (2, 7, 5), (4, 6, 1)])
+def test_polar_factors_of_several_are_those_of_each(shape):
+    matrices = torch.randn(shape, generator=runtime.rng(0)).double()
+    together = training.polar_factor(matrices)
+    each = torch.stack([training.polar_factor(own) for own in matrices])
+    torch.testing.assert_close(together, each)
 
 
 def test_one_line_an_epoch_where_there_is_no_terminal(capsys):
