@@ -241,8 +241,10 @@ def test_too_little_memory_is_told_in_a_line(error, monkeypatch, capsys):
 def test_what_needs_less_memory_are_options_of_the_command():
     for name, function in cli.COMMANDS.items():
         words = cli._smaller([name])
-        known = inspect.signature(function).parameters
-        known = {*known, *(f.name for f in fields(cli.RecipeChanges))}
+        known = set(inspect.signature(function).parameters)
+        if name == "train":
+            changes = cli.RecipeChanges, cli.ModelChanges
+            known |= {f.name for c in changes for f in fields(c)}
         named = re.findall(r"--([a-z]+)", words)
         if name != "info":
             assert named and set(named) <= known, (name, words)

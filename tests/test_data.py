@@ -20,7 +20,7 @@ from threading import Thread
 import numpy
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 
 from hcnn import data as data_module
 from hcnn.data import (
@@ -959,9 +959,14 @@ def test_palettes_are_looked_up(tmp_path, transparency):
     ],
 )
 def test_other_kinds_are_read(tmp_path, mode, ending):
-    picture(h=40, w=50, mode=mode).save(tmp_path / f"x.{ending}")
-    image = read(tmp_path / f"x.{ending}")
+    path = tmp_path / f"x.{ending}"
+    picture(h=40, w=50, mode=mode).save(path)
+    image = read(path)
     assert image.shape == (3, 32, 32) and image.float().std() > 20
+    plain = Image.open(path).convert("RGB")
+    fitted = ImageOps.fit(plain, (32, 32), Image.Resampling.BILINEAR)
+    expected = torch.from_numpy(numpy.array(fitted)).permute(2, 0, 1)
+    assert torch.equal(image, expected)
 
 
 def test_the_camera_says_which_way_is_up(tmp_path):

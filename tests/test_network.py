@@ -257,6 +257,20 @@ def test_just_the_shifts_of_the_proposition_leave_the_scores(
                 assert (error < 1e-10) == exact, (letter, shift, error)
 
 
+@pytest.mark.parametrize("j", [3, 4, 7, 8])
+def test_the_shifts_along_positions_follow_the_strides(j):
+    strides = dict(spatial_strides=(4, 8))
+    own = trained(network(padding="periodic", output_norm=False, **strides))
+    step = invariant_shifts(own.config, j)["h"]
+    with torch.no_grad():
+        x_j = own.layer(images(own, size=(16, 16)), j)
+        for shift in (1, 2, 4):
+            error = invariance_error(
+                lambda y: own.from_layer(y, j), x_j, [dict(h=shift)]
+            ).error
+            assert (error < 1e-10) == (shift % step == 0), (shift, error)
+
+
 @pytest.mark.parametrize("kind", PLAIN)
 def test_a_folded_network_gives_the_same_scores(kind):
     own = trained(network(**PLAIN[kind]))
@@ -421,7 +435,7 @@ def test_activations_keep_their_scale(kind):
     own = network(**KINDS[kind]).train()
     x = images(own, 8, (16, 16))
     scales = [own.layer(x, j).std().item() for j in range(1, 12)]
-    assert 1 / 4 < min(scales) <= max(scales) < 2, scales
+    assert all(1 / 4 < scale < 2 for scale in scales), scales
 
 
 @pytest.mark.parametrize("normalized", [True, False])

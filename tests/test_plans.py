@@ -3,7 +3,7 @@
 import hashlib
 import json
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -274,13 +274,23 @@ def test_a_folder_that_cannot_be_used_keeps_no_other(
 
 
 def test_a_run_that_goes_on_is_not_moved_away(tmp_path):
-    folder = tmp_path / "run"
+    folder, job = tmp_path / "run", next(two())
     (folder / "seed-0").mkdir(parents=True)
-    (folder / "run.json").write_text("{}")
-    job = next(two())
-    with _lock(folder / "seed-0"), pytest.raises(ValueError):
-        training.make_room(job, folder)
+    other = dict(
+        config=asdict(preset("hcnn8-cifar10")),
+        recipe=asdict(job.run.recipe),
+        data=dict(source="cifar10", test_sha256="", validation=0),
+        device="cpu",
+        environment=dict(packages=dict(torch=""), hardware=""),
+        seeds=[dict(seed=0, accuracy=0.5)],
+    )
+    (folder / "run.json").write_text(json.dumps(other))
+    with _lock(folder / "seed-0"):
+        with pytest.raises(ValueError, match="is in use by process"):
+            training.make_room(job, folder)
     assert folder.is_dir()
+    training.make_room(job, folder)
+    assert not folder.exists()
 
 
 def test_a_name_that_no_entry_has_is_refused(ledger, capsys):

@@ -528,9 +528,11 @@ def test_other_test_images_are_refused(pictures, tmp_path):
         (None, FileNotFoundError, "expected the folder of a finished"),
         ("{", ValueError, "is not the record of a training run"),
         (
-            '{"seeds": []}',
+            '{"seeds": [], "data": {"source": "shapes10", "test_sha256": "", '
+            '"validation": 0}, "device": "cpu", "environment": '
+            '{"packages": {"torch": ""}, "hardware": ""}}',
             ValueError,
-            "is not the record of a training run",
+            "is not the record of a training run .*IndexError",
         ),
         ("[]", ValueError, "is not the record of a training run"),
         ("[" * 10**5, ValueError, "is not the record of a training run"),
@@ -564,7 +566,21 @@ def test_one_gpu_is_of_the_kind_of_another(there, here, same):
         for own in (there, here)
     )
     assert runs._same_kind(then, now) == same
-    now["environment"]["onednn_max_cpu_isa"] = "AVX2"
+
+
+@pytest.mark.parametrize(
+    "key",
+    "hardware gpu threads avx512_bf16 amx capability cuda cudnn "
+    "onednn_max_cpu_isa torch".split(),
+)
+def test_one_difference_makes_another_machine(key):
+    then, now = (
+        dict(device="cpu", environment=runtime.environment())
+        for _ in range(2)
+    )
+    assert runs._same_kind(then, now)
+    about = now["environment"]
+    (about["packages"] if key == "torch" else about)[key] = "another"
     assert not runs._same_kind(then, now)
 
 
@@ -655,6 +671,13 @@ def test_the_commands_train_evaluate_and_predict(
     told = ", ".join(f"{name} {100 * p:.1f} %" for p, name in expected[:2])
     assert out == f"{image}: {told}\n"
     assert len(set(row.tolist())) > 1 and names[0] == "class 0"
+    cli.main(["predict", str(image), "--model", folder, "--size", "16"])
+    with torch.no_grad():
+        pixels = read_image(image, 16)[None]
+        row = network(network.standardize(pixels)).softmax(1)[0]
+    best = row.argmax()
+    told = f"{image}: {names[best]} {100 * row[best]:.1f} %"
+    assert capsys.readouterr().out.startswith(told)
 
 
 def test_a_network_that_changed_is_noticed(

@@ -90,7 +90,6 @@ print(faults() - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_float32_is_whole_and_repeatable_and_what_was_set_comes_back():
     cudnn, conv = torch.backends.cudnn, torch.backends.cudnn.conv
 
@@ -141,6 +140,7 @@ print(conv.fp32_precision)
     assert done.stdout.split() == ["ieee", after], done.stderr
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_memory_that_is_kept_is_not_asked_for_again():
     """10 times 64 MiB are 160,000 pages of 4 KiB, or 320 of 2 MiB."""
     usual, kept = (
@@ -172,7 +172,7 @@ def test_the_kind_of_a_gpu_is_its_name():
 
 
 @pytest.mark.parametrize(
-    "gain, expected", [(1.1, torch.float32), (1.3, torch.bfloat16)]
+    "gain, expected", [(1.19, torch.float32), (1.21, torch.bfloat16)]
 )
 def test_auto_takes_bf16_where_it_is_a_fifth_faster(
     gain, expected, monkeypatch

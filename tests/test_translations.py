@@ -457,6 +457,11 @@ def test_a_small_distance_is_a_quantile(unchecked):
     for share in (0.0, 0.5, 0.9, 1.0):
         found = own.small_distance(index, share)
         assert_close(found, near.quantile(share).item())
+    alone = [
+        own.small_distance(index, 1.0, images=1, seed=seed)
+        for seed in range(5)
+    ]
+    assert set(alone) <= set(near.tolist()) and len(set(alone)) > 1
     with pytest.raises(ValueError, match="expected 0 to 1"):
         own.small_distance(index, 1.5)
     with pytest.raises(ValueError, match="no neighbour"):
@@ -720,6 +725,11 @@ def test_a_probe_finds_the_optimum_and_ignores_scale(unchecked):
     constant = arrays.clone()
     constant[:, 1] = 5
     own.linear_probe(constant, labels, test, wanted)
+    loose, tight = (
+        own.linear_probe(arrays, labels, arrays, labels, decay=decay)
+        for decay in (1e-4, 1e4)
+    )
+    assert tight.accuracy < loose.accuracy
     with pytest.raises(ValueError, match="one label for each"):
         own.linear_probe(arrays, labels[:-1], test, wanted)
 
@@ -770,12 +780,22 @@ def test_properties_of_drawn_shapes_follow_their_factors():
     bright = own.image_properties((quiet // 2).contiguous())
     assert (bright["brightness"] < before["brightness"]).all()
     assert (bright["contrast"] < before["contrast"]).all()
+    pure = torch.zeros(4, 3, 32, 32, dtype=torch.uint8)
+    for channel in range(3):
+        pure[channel, channel] = 200
+    pure[3, :, :16] = 200
+    found = own.image_properties(pure)
+    weights = 200 / 255 * torch.tensor([0.299, 0.587, 0.114, 0.5])
+    assert_close(found["brightness"].float(), weights, rtol=1e-3, atol=1e-3)
+    assert found["contrast"][3].item() == pytest.approx(100 / 255, rel=1e-3)
 
 
 def test_an_untrained_twin_leaves_the_network_alone(network, shapes):
     before = own.network_digest(network)
     state = torch.random.get_rng_state()
     twin = own.untrained_twin(network, shapes.images)
+    second = own.untrained_twin(network, shapes.images, seed=1)
+    assert own.network_digest(second) != own.network_digest(twin)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert own.network_digest(network) == before
     assert own.network_digest(twin) != before
