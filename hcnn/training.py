@@ -1298,7 +1298,8 @@ def _check_restart(folder):
 
 
 # %% ../book/08-training.ipynb #20ff8e69
-AGREE_STEPS = 10  # steps between two talks of many processes
+AGREE_STEPS = 10  # at most, between two talks of many processes
+_SLOW = 0.2  # seconds: after slower steps they talk at each
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 
 
@@ -1551,6 +1552,7 @@ class _Learner:
             if self.parallel is None:
                 self.parallel = _parallel(self.network)
         self.losses.clear()
+        self.talked, self.between = (self.step, time.perf_counter()), 1
 
     def loss(self):
         """What this step minimizes."""
@@ -1606,11 +1608,20 @@ class _Learner:
         return self.tested[1]
 
     def agree(self, *wishes):
-        """What any process wishes, all do; asked every few steps."""
-        asked = self.step % AGREE_STEPS == 0 or self.step == self.steps
-        if place()[1] > 1 and not asked:
+        """What any process wishes, all do.
+
+        Asked every few steps, or at each where they are slow, since
+        torchrun waits half a minute for a process that is to stop.
+        """
+        (last, clock), many = self.talked, place()[1] > 1
+        since = self.step - last
+        if many and 0 < since < self.between and self.step < self.steps:
             return [False] * len(wishes)
-        return _any(wishes, self.device)
+        slow = time.perf_counter() - clock > _SLOW * since
+        *found, slow = _any([*wishes, slow], self.device)
+        self.between = 1 if slow else AGREE_STEPS
+        self.talked = self.step, time.perf_counter()
+        return found
 
 
 # %% ../book/08-training.ipynb #50d0a4c2

@@ -1104,6 +1104,33 @@ def test_rows_come_every_few_steps_and_to_callbacks():
     assert [row["step"] for row in rows if row["end"]] == [8, 16, 24]
 
 
+@pytest.mark.parametrize("seconds, between", [(0.01, 10), (3.0, 1)])
+def test_processes_talk_at_each_step_where_steps_are_slow(
+    seconds, between, monkeypatch
+):
+    """A wish is heard before torchrun, after 30 s, kills who wished it."""
+    data, clock, talks = small(), [0.0], []
+
+    def any_of(wishes, device):
+        talks.append(learner.step)
+        return [bool(wish) for wish in wishes]
+
+    learner = Trainer(
+        build(data), data, replace(BRIEF, epochs=40.0), progress=False
+    ).learner
+    learner.begin()
+    monkeypatch.setattr(training, "place", lambda: (0, 2))
+    monkeypatch.setattr(training, "_any", any_of)
+    monkeypatch.setattr(training.time, "perf_counter", lambda: clock[0])
+    learner.talked = 0, 0.0
+    for learner.step in range(1, 32):
+        clock[0] += seconds
+        learner.agree(False)
+    assert talks == [1, *range(1 + between, 32, between)]
+    learner.step = learner.steps
+    assert learner.agree(True) == [True]
+
+
 def test_callbacks_may_come_one_by_one():
     rows = []
     train(callbacks=(own for own in [rows.append]))
