@@ -284,7 +284,7 @@ def test_a_piece_of_a_run_is_not_taken_for_a_failure(pictures, tmp_path):
     assert piece.returncode == 0, told
     assert told.count("saved; the same command goes on") == 1, told
     (*_, last) = checkpoints(tmp_path / "run" / "seed-0")
-    assert last.name == "step-00000010"  # where all agreed
+    assert last.name == "step-00000001"  # where all talk first
 
 
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
