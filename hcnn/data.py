@@ -112,9 +112,8 @@ class Dataset:
         if numbers or not index.numel():
             index = index.long()  # torch takes bytes for a mask
         try:
-            index = torch.arange(len(self), device="cpu")[
-                index
-            ]  # masks, negative ones
+            # a mask, too, and negative indices
+            index = torch.arange(len(self), device="cpu")[index]
         except IndexError as error:
             raise ValueError(
                 f"subset: {error}; expected indices of {len(self)} images, "
