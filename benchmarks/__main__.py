@@ -5,6 +5,7 @@ it is finished its cells are in runs/.
 """
 
 import argparse
+import hashlib
 import sys
 import tempfile
 import time
@@ -13,6 +14,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import cells, summary
+from benchmarks.training import device as existing
 from hcnn import bench, results
 from hcnn.runtime import best_device
 
@@ -49,9 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
         f"{UNFINISHED}; the same command goes on",
     )
     parser.add_argument("--repeats", type=int, default=5, help="rounds")
-    parser.add_argument(
-        "--device", type=torch.device, default=best_device()
-    )
+    parser.add_argument("--device", type=existing, default=best_device())
     chosen = parser.parse_args(arguments)
     device, repeats = chosen.device, 2 if chosen.quick else chosen.repeats
     torch.backends.cudnn.benchmark = True  # the same for all
@@ -66,7 +66,9 @@ def main(arguments: list[str] | None = None) -> int:
     ]
     name = "-".join(filter(None, ("bench", kind, chosen.only)))
     runs = cells.ROOT / "runs"
-    part = f"{'quick-' * chosen.quick}{repeats}-{cells.code_digest()}"
+    code = cells.code_digest()
+    where = hashlib.sha256(words.encode()).hexdigest()[:8]
+    part = f"{'quick-' * chosen.quick}{repeats}-{where}-{code}"
     store = cells.Store(runs / f"{name}-{part}")
     start = time.monotonic()
     for cell in cells.fill(store, todo, device, repeats):
@@ -76,12 +78,18 @@ def main(arguments: list[str] | None = None) -> int:
             done = sum(cell in store for cell in todo)
             print(f"{done} of {len(todo)} cells; the same command goes on")
             return UNFINISHED
+    if cells.code_digest() != code:
+        sys.exit(
+            "benchmarks: the code was changed meanwhile, so nothing is "
+            "recorded; the same command measures the new code"
+        )
     measured = {cell: store[cell] for cell in todo}
     data = dict(
         command=" ".join(
             ["python -m benchmarks", *(arguments or sys.argv[1:])]
         ),
         machine=words,
+        code=code,
         repeats=repeats,
         clock=CLOCK,
         **summary.summary(measured, kind, device),

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -247,9 +248,7 @@ class Store:
         runtime.write(self.path(cell), json.dumps(found).encode())
 
     def clear(self) -> None:
-        for path in self.folder.glob("*.json"):
-            path.unlink()
-        self.folder.rmdir()
+        shutil.rmtree(self.folder)
 
 
 def fill(store: Store, cells, device, repeats: int) -> Iterator[Cell]:

@@ -4,7 +4,7 @@ The network of the paper, batch 8, by PyTorch's profiler, and the rates of the
 three passes of one block of its widest layers.
 """
 
-import sys
+import argparse
 
 import torch
 import torch.nn.functional as F
@@ -103,6 +103,13 @@ def pass_rates(precision: str) -> dict[str, float]:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        "python -m benchmarks.profile", description=__doc__
+    )
+    parser.add_argument(
+        "--try", dest="trial", action="store_true", help="record nothing"
+    )
+    chosen = parser.parse_args()
     kind, words = bench.machine(CPU)
     data = dict(
         command="python -m benchmarks.profile",
@@ -112,7 +119,7 @@ def main() -> None:
         pass_rate={name: pass_rates(name) for name in bench.TYPES},
     )
     print(data)
-    if "--try" not in sys.argv:
+    if not chosen.trial:
         print(results.record(f"profile-{kind}", data))
 
 

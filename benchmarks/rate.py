@@ -6,6 +6,7 @@ loss, backward pass and optimizer, on one batch that is there already. It adds
 the entry rate-trainer.
 """
 
+import argparse
 import statistics
 import tempfile
 import time
@@ -73,6 +74,9 @@ def measure(rounds: int = 25, steps: int = 30, **changes) -> dict:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        "python -m benchmarks.rate", description=__doc__
+    ).parse_args()
     found = measure() | dict(
         command="python -m benchmarks.rate",
         environment=runtime.environment(),

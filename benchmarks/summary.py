@@ -5,8 +5,10 @@ from collections.abc import Iterable
 import numpy as np
 
 from benchmarks.cells import SIZES, Cell
+from hcnn import figures
 from hcnn.bench import TYPES, floor_seconds
 from hcnn.conv5d import layer_cost
+from hcnn.figures import BLUE, GREY, INK
 
 # least values on two cores; "most" for the share of the published memory
 TARGETS = {
@@ -214,7 +216,15 @@ def growth(cells: dict) -> dict:
         for name, work in WORK.items():
             for precision in TYPES:
                 key = f"{name}.{precision}.training"
-                kept = [c for c in matching if "least" in cells[c][key]]
+                kept = [
+                    cell
+                    for cell in matching
+                    if all(
+                        "least"
+                        in cells[cell][f"{who}.{precision}.training"]
+                        for who in WORK
+                    )
+                ]
                 if len(kept) < 3:
                     continue
                 x = [getattr(cell, axis) for cell in kept]
@@ -250,8 +260,6 @@ TITLES = {
 
 def picture(data: dict):
     """Times of a training step, and memory, as far as they were measured."""
-    from hcnn import figures
-
     shown = data["must_show"]
     times = {
         f"{about}, {precision}": [
@@ -291,8 +299,6 @@ def decades(values) -> tuple[float, float]:
 def pairs(axes, rows: dict, xlabel: str):
     """For each row two dots, ours and the published graph, with the ratio
     between them, and a bar at the floor."""
-    from hcnn.figures import BLUE, GREY, INK
-
     shown = []
     for place, (own, other, *floor) in enumerate(rows.values()):
         if None in (own, other):
@@ -323,8 +329,6 @@ def pairs(axes, rows: dict, xlabel: str):
 
 def lines(axes, grid: dict, axis: str, other: str, fixed: int):
     """Time of a training step along one axis, on the largest images."""
-    from hcnn import figures
-
     colors = (
         figures.BLUE,
         figures.GREY,

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from .conv5d import layer_cost
 from .network import DEPTH, HCNN, HCNNConfig, preset
-from .runtime import autocast, best_device, environment, rng
+from .runtime import (
+    autocast,
+    best_device,
+    environment,
+    rng,
+    whole_float32,
+)
 
 TYPES = {"float32": torch.float32, "bf16": torch.bfloat16}  # by precision
 PHASES = ("training", "evaluation")
@@ -143,9 +149,10 @@ def training_step(network, images, labels, precision) -> Callable[[], None]:
 
     def call():
         network.zero_grad(set_to_none=True)
-        with autocast(images.device, precision):
-            scores = network.train()(images)
-        F.cross_entropy(scores.float(), labels).backward()
+        with whole_float32(precision):
+            with autocast(images.device, precision):
+                scores = network.train()(images)
+            F.cross_entropy(scores.float(), labels).backward()
 
     return call
 
@@ -155,7 +162,10 @@ def evaluation(network, images, precision) -> Callable[[], None]:
 
     @torch.no_grad()
     def call():
-        with autocast(images.device, precision):
+        with (
+            whole_float32(precision),
+            autocast(images.device, precision),
+        ):
             network.eval()(images)
 
     return call
@@ -189,15 +199,16 @@ def calls(
 def seconds(call, device, count: int = 1) -> float:
     """Seconds of one of `count` calls in a row; on a GPU by its events."""
     if device.type == "cuda":
-        first, last = (
-            torch.cuda.Event(enable_timing=True) for _ in range(2)
-        )
-        torch.cuda.synchronize(device)
-        first.record()
-        for _ in range(count):
-            call()
-        last.record()
-        torch.cuda.synchronize(device)
+        with torch.cuda.device(device):  # whose stream the events join
+            first, last = (
+                torch.cuda.Event(enable_timing=True) for _ in range(2)
+            )
+            torch.cuda.synchronize()
+            first.record()
+            for _ in range(count):
+                call()
+            last.record()
+            torch.cuda.synchronize()
         return first.elapsed_time(last) / 1e3 / count
     start = time.perf_counter()
     for _ in range(count):
@@ -258,7 +269,9 @@ def rate_calls(device) -> dict[str, tuple[Callable[[], None], int]]:
             side**3,
         )
         found[f"conv2d.{precision}"] = (
-            lambda x=x, weight=weight: F.conv2d(x, weight, padding=1),
+            whole_float32(precision)(
+                lambda x=x, weight=weight: F.conv2d(x, weight, padding=1)
+            ),
             n * 32 * 32 * weight.numel(),
         )
     return found
@@ -518,9 +531,9 @@ Time: median of {repeats} rounds, all in turn, each warmed up for 0.2 s or one c
 Network: the preset without output_norm, in every row.
 Clock: training is forward, loss and backward, evaluation is forward alone;
 neither has data or optimizer in it.
-Floor: multiply-adds in the support, three passes in training and one in
-evaluation, at the better of the two rates. Peak: in a fresh process, above
-the idle interpreter with PyTorch and the network."""
+Floor: multiply-adds in the support, of (+) in its factors, three passes in
+training and one in evaluation, at the better of the two rates. Peak: in a
+fresh process, above the idle interpreter with PyTorch and the network."""
 
 
 def run(

@@ -62,7 +62,7 @@ class RecipeChanges:
     milestones: Numbers = None
     """Epochs at which the schedule "steps" changes the rate."""
     factors: Numbers = None
-    """What it is multiplied by from each of them on."""
+    """Share of the rate from each milestone on, a number for each."""
     warmup: Number = None
     """Share of the steps in which "one-cycle" rises."""
     final: Number = None
@@ -72,7 +72,7 @@ class RecipeChanges:
     nesterov: Switch = None
     """Look ahead by the momentum."""
     weight_decay: Number = None
-    """Added to the gradient, times the weight; of muon beside."""
+    """Times the weight: sgd adds it to the gradient, muon shrinks by it."""
     decay: Annotated[
         Literal["all", "kernels"] | None, _or(OURS, "NAME")
     ] = None
@@ -82,7 +82,7 @@ class RecipeChanges:
     ema: Number = None
     """Decay of a weight average, 0 for none."""
     shift: Whole = None
-    """Images move by up to so many pixels."""
+    """Images move by up to this many pixels."""
     flip: Switch = None
     """Half of the images are mirrored."""
     precision: Annotated[
@@ -149,12 +149,13 @@ def train(
         model: a preset, such as hcnn-cifar10 or hcnn8-cifar10-periodic.
         recipe: paper, authors, modern or quick, which ends after a quarter
             of an epoch and is for shapes10.
-        start: begin with a network's weights; padding, classes may differ.
+        start: begin with a network's weights; its padding and its
+            classes may be others.
         out: folder of the run.
         seeds: one network is trained for each.
-        validation: set so many training images aside, and test on them
-            instead of the test set.
-        minutes: stop after so many, saved, with status 3 (under torchrun
+        validation: set this many training images aside, and test on
+            them instead of the test set.
+        minutes: save and stop after this many, with status 3 (under torchrun
             0, for which any other is a failure).
         device: cpu, cuda or cuda:N.
         record: name of the entry to add to the project's ledger at the
@@ -353,7 +354,9 @@ def predict(
 
     for name, value in (("top", top), ("size", size)):
         if value < 1:
-            raise ValueError(f"predict: --{name} is {value}; expected 1 up")
+            raise ValueError(
+                f"predict: --{name} is {value}; expected 1 or more"
+            )
     if not images:
         raise ValueError(
             "predict: no image; name at least one file before --model"
@@ -387,7 +390,7 @@ def translate(
     /,
     *,
     depth: int = 11,
-    tau: Annotated[tuple[int, ...] | None, _or("all", "N")] = None,
+    tau: Annotated[tuple[int, ...] | None, _or("all", "[N …]")] = None,
     model: Annotated[str | None, _or("one that ships", "NAME")] = None,
     data: Annotated[str | None, _or("the model's", "NAME|FOLDER")] = None,
     out: Annotated[Path | None, _or("IMAGE-jJ.png", "FILE")] = None,
@@ -416,8 +419,8 @@ def translate(
             folder. HCNN_DATA says where CIFAR is.
         out: the PNG, which is replaced if it exists.
         smooth: samples of the attribute that are averaged.
-        share: a distance is called small if so many images have one as
-            small to their nearest neighbour.
+        share: a distance is called small if this share of images have one
+            as small to their nearest neighbour.
         size: side in pixels that the image is brought to; that of the
             training images.
         device: cpu, cuda or cuda:N.
@@ -635,11 +638,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _typed[:] = arguments
+    if arguments == ["--version"]:
+        from .runtime import version
+
+        print(f"hcnn {version('hcnn') or '(a copy)'}")
+        return
     try:
         tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="hcnn",
-            description="Multiscale hierarchical convolutional networks.",
+            description="Multiscale hierarchical convolutional networks. "
+            "hcnn --version shows the version.",
             args=arguments or ["--help"],
         )
     except EXPECTED as error:
@@ -647,7 +656,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(2)
     except (RuntimeError, MemoryError) as error:
         words = " ".join(str(error).split())
-        known = "out of memory", "allocate memory"  # GPU, CPU
+        known = "out of memory", "ALLOC_FAILED", "allocate memory"
         if not isinstance(error, MemoryError) and not any(
             own in words for own in known
         ):

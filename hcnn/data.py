@@ -146,6 +146,7 @@ class Dataset:
 
 
 # %% ../book/06-data.ipynb #46aa1f85
+#: The shapes of `shapes10`, its classes.
 SHAPES = (
     "disk",
     "ring",
@@ -236,6 +237,7 @@ def signed_distance(
 
 
 # %% ../book/06-data.ipynb #115b93d6
+#: What a shape is drawn with: the least and the largest value of each.
 FACTORS = {
     "hue": (0.0, 1.0),  # of the shape; a circle, 0 and 1 are red
     "size": (6.0, 11.0),  # radius in pixels

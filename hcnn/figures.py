@@ -3,8 +3,14 @@
 import time
 from contextlib import contextmanager
 
-import matplotlib
-import matplotlib.pyplot as plt
+try:
+    import matplotlib
+    import matplotlib.pyplot as plt
+except ImportError as error:
+    raise ImportError(
+        f"hcnn.figures: {error}; install it by: pip install "
+        '"hcnn[book]"; the rest of the package needs it not'
+    ) from None
 
 BLUE, ORANGE, GREEN, RED, PURPLE, GREY = (
     "#1f5fa8",

@@ -129,7 +129,8 @@ def _edges(m):
     return rows, torch.stack((m[:, :, 0], m[:, :, -1]))
 
 
-_BLOCK = {"cpu": 1 << 19}  # values of a block, as a cache holds them
+# values of a block: as a cache holds them; as torch.dot can count
+_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 30}
 
 
 def _images(x, values=None):
@@ -877,7 +878,7 @@ def _by_frequency(x, kernel, bias_map, stride, border, elu_mean):
 def _whole(x, kernel, bias_map, stride, border, elu_mean):
     """x (n h w b c), weight the whole band: (n h2 w2 b2 c2 d)."""
     padding = "zero" if border else "periodic"
-    weight = band(kernel.to(x), *x.shape[3:], padding=padding)
+    weight = band(kernel, *x.shape[3:], padding=padding).to(x)
     weight = weight.flatten(4).flatten(0, 2).unflatten(1, (3, 3))
     bias = bias_map.flatten().to(x)
     z = F.conv2d(

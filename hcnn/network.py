@@ -68,7 +68,7 @@ from hcnn.fused import (
 from .runtime import whole_float32, write
 
 # %% ../book/07-network.ipynb #f80c3eaa
-DEPTH = 12  # J in the paper
+DEPTH = 12  #: layers of a network, J in the paper
 HEADS = ("mean", "dense")
 
 

@@ -24,6 +24,7 @@ COMMANDS = {
     "ablate": "python -m benchmarks.training small",
     "compare": "python -m benchmarks.training small",
     "translate": "python -m benchmarks.translations NETWORK",
+    "pictures": "python -m benchmarks.translations NETWORK --pictures",
 }
 
 

@@ -145,7 +145,10 @@ def begin_with(network: HCNN, start: str | Path) -> None:
     Raises:
         ValueError: a network of other tensors; the first are named.
     """
-    own, theirs = network.state_dict(), find_network(start).state_dict()
+    own, theirs = (
+        network.state_dict(),
+        find_network(start, "--start").state_dict(),
+    )
     for name in [name for name in own if name.startswith(_BY_CLASS)]:
         if name in theirs and len(own[name]) != len(theirs[name]):
             del own[name], theirs[name]
@@ -175,7 +178,8 @@ def weights_digest(start: str | Path | None) -> str | None:
     if start is None:
         return None
     digest = hashlib.sha256()
-    for name, tensor in sorted(find_network(start).state_dict().items()):
+    weights = find_network(start, "--start").state_dict()
+    for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
 
@@ -223,6 +227,8 @@ def train(
             f"train: seeds are {list(seeds)}; expected different numbers, "
             "at least one (--seeds)"
         )
+    code = runtime.environment()  # that runs now, whatever is edited later
+    code = {name: code[name] for name in ("commit", "dirty")}
     data, test = images or datasets(run.data, run.validation, run.root)
     about = _about(run, data, test)
     digest = None if about["start"] is None else about["start"]["sha256"]
@@ -257,7 +263,7 @@ def train(
             command=command,
             device=str(trainer.device),
             processes=place()[1],
-            environment=runtime.environment(),
+            environment=runtime.environment() | code,
         )
         row["wall_seconds"] = clock - last if whole else None
         if place()[0] == 0:
@@ -460,10 +466,11 @@ def model_path(folder: str | Path, seed: int) -> Path:
     )
 
 
-def find_network(model: str | Path) -> Cascade:
+def find_network(model: str | Path, option: str = "model") -> Cascade:
     """A network by the name it ships under, its run's folder, or its file.
 
-    Of a run with several seeds it is that of the first.
+    Of a run with several seeds it is that of the first. Errors name the
+    `option` that said so.
 
     Raises:
         ValueError: none of these; names those that ship.
@@ -476,7 +483,7 @@ def find_network(model: str | Path) -> Cascade:
     if str(model) in pretrained():
         return load_pretrained(str(model))
     raise ValueError(
-        f"model is {str(model)!r}; expected a folder that hcnn "
+        f"{option} is {str(model)!r}; expected a folder that hcnn "
         "train wrote, a file, or a network that comes with the package: "
         f"{', '.join(pretrained()) or 'there is none'}"
     )
@@ -600,9 +607,16 @@ def evaluate_run(
         where hardware and PyTorch are those of the record.
 
     Raises:
-        ValueError: the images are not those of the record.
+        ValueError: the images are not those of the record, or there is
+            no such run.
     """
     shipped = str(folder) in pretrained() and not Path(folder).exists()
+    if not shipped and not Path(folder).exists():
+        raise ValueError(
+            f"evaluate: {str(folder)!r} is no folder, and no network that "
+            "comes with the package; expected a finished run, an entry of "
+            f"results/, or one of {', '.join(pretrained()) or 'none'}"
+        )
     record, found = (_shipped if shipped else read)(folder), []
     about, device = record["data"], device or runtime.best_device()
     source = data or about["source"]
@@ -652,6 +666,8 @@ def _shipped(name):
 
 def _same_kind(then, now):
     """Is what decides the last digits of a sum as it was?"""
+    if then.get("processes", 1) > 1:  # each evaluated batches of its own
+        return False
     old, new = then["environment"], now["environment"]
     keys = "hardware gpu threads avx512_bf16 amx capability cuda cudnn"
     keys += " onednn_max_cpu_isa"
@@ -680,7 +696,7 @@ def overview() -> str:
     lines = [
         f"hcnn {runtime.version('hcnn') or '(a copy)'}, "
         f"torch {torch.__version__}, Python {machine['python']}",
-        f"processor: {machine['hardware']}, {machine['threads']} threads",
+        f"processor: {machine['hardware']}; threads: {machine['threads']}",
         f"GPU: {', '.join(machine['gpu'] or ['none'])}",
         f"trains on {device} in {'bf16' if short else 'float32'}",
     ]
@@ -715,4 +731,13 @@ def _run_line(folder):
         digest = (kept[-1] / "SHA256SUMS").read_text("ascii")[:12]
     except (OSError, ValueError) as error:
         digest = f"unreadable ({error})"
-    return f"{folder}: step {step:,}, sha256 {digest}"
+    try:
+        rows = read(folder.parent)["seeds"]
+    except (OSError, ValueError):
+        rows = []
+    done = any(folder.name == f"seed-{row['seed']}" for row in rows)
+    return (
+        f"{folder.parent}, {folder.name.replace('-', ' ')}, "
+        f"{'finished' if done else 'not finished'}: step {step:,}, "
+        f"sha256 {digest}"
+    )

@@ -1298,7 +1298,7 @@ def _check_restart(folder):
 
 
 # %% ../book/08-training.ipynb #20ff8e69
-AGREE_STEPS = 10  # at most, between two talks of many processes
+AGREE_STEPS = 10  #: at most, between two talks of many processes
 _SLOW = 0.2  # seconds: after slower steps they talk at each
 TERMINATED = 128 + signal.SIGTERM  # exit status after SIGTERM
 

@@ -12,9 +12,16 @@ import os
 import wave
 from collections.abc import Callable
 
-import ipywidgets
 import torch
 from PIL import Image
+
+try:
+    import ipywidgets
+except ImportError as error:
+    raise ImportError(
+        f"hcnn.widgets: {error}; install it by: pip install "
+        '"hcnn[book]"; the rest of the package needs it not'
+    ) from None
 
 
 def _webp(figure, dpi: int) -> bytes:

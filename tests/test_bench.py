@@ -507,6 +507,16 @@ def test_a_run_that_was_stopped_goes_on_and_then_adds_one_entry(
     assert list((tmp_path / "runs").iterdir()) == []
 
 
+def test_a_run_whose_code_was_changed_meanwhile_is_not_recorded(
+    no_work, tmp_path, monkeypatch
+):
+    digests = itertools.chain(["before"], itertools.repeat("after"))
+    monkeypatch.setattr(cells, "code_digest", lambda: next(digests))
+    with pytest.raises(SystemExit, match="nothing is recorded"):
+        program.main(["--only", "must-show", "--device", "cpu"])
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_run_of_everything_is_one_entry_that_pages_can_read(
     no_work, tmp_path
 ):
@@ -565,6 +575,15 @@ def test_growth_is_that_of_the_work_where_time_is_work():
     assert found["Q.ours.float32"]["predicted"] == 0
     assert found["Q.published.float32"]["predicted"] > 0.9
     assert found["size.ours.float32"]["predicted"] == 2
+
+    # both exponents of a row are over the same points
+    (largest,) = (c for c in grid if c.key == "grid.K16.Q32.size16.batch50")
+    lost = {"published.bf16.training": dict(skipped="too large")}
+    grid[largest] = grid[largest] | lost
+    found = summary.growth(grid)
+    for name in ("published", "ours"):
+        assert found[f"batch.{name}.bf16"]["values"] == [1, 4, 8, 16]
+        assert found[f"batch.{name}.float32"]["values"][-1] == 50
 
 
 def promised(device=CPU, kind="amx"):

@@ -1,5 +1,6 @@
 """The command line: help, exit status, one line for an error, whole files."""
 
+import importlib
 import inspect
 import json
 import os
@@ -15,7 +16,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hcnn import cli
+from hcnn import __version__, cli
 from hcnn.network import HCNN, load_pretrained, preset
 from hcnn.runtime import repository, rng
 
@@ -126,6 +127,22 @@ def test_the_program_and_the_module_are_the_same_command():
         )
 
 
+def test_the_version_is_that_of_the_package(capsys):
+    cli.main(["--version"])
+    assert capsys.readouterr().out == f"hcnn {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    "module, needed", [("figures", "matplotlib"), ("widgets", "ipywidgets")]
+)
+def test_what_pages_need_is_named(module, needed, monkeypatch):
+    monkeypatch.setitem(sys.modules, needed, None)
+    monkeypatch.delitem(sys.modules, f"hcnn.{module}", raising=False)
+    words = rf'hcnn\.{module}: .*pip install "hcnn\[book\]"'
+    with pytest.raises(ImportError, match=words):
+        importlib.import_module(f"hcnn.{module}")
+
+
 def test_export_writes_both_files_and_tells_their_size(saved, capsys):
     onnxruntime = pytest.importorskip("onnxruntime")
     onnx, folded = saved.with_name("a.onnx"), saved.with_name("b")
@@ -225,6 +242,7 @@ def test_export_says_how_to_get_what_onnx_needs(saved, capsys, monkeypatch):
         RuntimeError(
             "DefaultCPUAllocator: can't allocate memory: 12 bytes"
         ),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED"),
         MemoryError(),
     ],
 )

@@ -190,7 +190,9 @@ def test_a_network_to_start_from_is_part_of_a_job(
     monkeypatch.setattr(training, "PLANS", {"one": lambda: jobs})
     assert training.main(["one", "--dry"]) == training.MISSING
     name = jobs[0].entry
-    assert f"{name}: left out; model is 'hcnn-x'" in capsys.readouterr().out
+    assert (
+        f"{name}: left out; --start is 'hcnn-x'" in capsys.readouterr().out
+    )
     (entry,) = results.entries(name, ledger)
     assert entry.data["start"]["source"] == jobs[1].run.start
     assert training.recorded(training.dry(jobs[1]), ledger)
@@ -365,6 +367,17 @@ def test_a_shipped_network_is_that_of_the_newest_entry(shipped, ledger):
     own = load_pretrained("own").state_dict()
     other = HCNN.load(runs.model_path(entry.path, 0)).state_dict()
     assert all(torch.equal(own[key], other[key]) for key in other)
+
+
+def test_a_network_judged_by_images_set_aside_is_not_shipped(
+    ledger, shipped
+):
+    entry = results.entries(NAMES[0], ledger)[-1]
+    data = entry.data | dict(data=entry.data["data"] | dict(validation=5))
+    kept = [path for path in entry.path.iterdir() if path.stem != "run"]
+    results.record(NAMES[0], data, root=ledger, files=kept)
+    with pytest.raises(ValueError, match="training images that were set"):
+        ship.ship("own", NAMES[0], ledger, shipped)
 
 
 def test_an_entry_that_there_is_not_is_refused(ledger, shipped):

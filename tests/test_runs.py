@@ -2,6 +2,7 @@
 
 import copy
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -346,7 +347,9 @@ def test_a_start_that_is_not_there_is_named(pictures, tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([*typed, "--out", str(tmp_path / "run")])
     assert stopped.value.code == 2
-    assert "model is 'hcnn-x'; expected a folder" in capsys.readouterr().err
+    assert (
+        "--start is 'hcnn-x'; expected a folder" in capsys.readouterr().err
+    )
     assert not (tmp_path / "run").exists()
 
 
@@ -584,6 +587,25 @@ def test_one_difference_makes_another_machine(key):
     assert not runs._same_kind(then, now)
 
 
+def test_the_commit_is_that_of_the_code_that_ran(
+    pictures, tmp_path, monkeypatch
+):
+    own, commits = runtime.environment, itertools.count()
+    monkeypatch.setattr(
+        runtime,
+        "environment",
+        lambda: own() | dict(commit=str(next(commits)), dirty=False),
+    )
+    done = runs.train(a_run(pictures), tmp_path / "run", progress=False)
+    assert done["environment"]["commit"] == "0" and next(commits) > 1
+
+
+def test_processes_evaluate_batches_of_their_own():
+    one = dict(device="cpu", environment=runtime.environment())
+    assert runs._same_kind(one | dict(processes=1), one)
+    assert not runs._same_kind(one | dict(processes=2), one)
+
+
 @pytest.mark.parametrize(
     "name", ["seed", "accuracy", "device", "environment"]
 )
@@ -617,6 +639,13 @@ def test_a_network_is_found_by_folder_file_or_name(finished, monkeypatch):
     assert torch.equal(runs.find_network("own").W3.attribute, expected)
     with pytest.raises(ValueError, match=r"'other'; .*package: own$"):
         runs.find_network("other")
+    with pytest.raises(ValueError, match=r"^--start is 'other'; "):
+        runs.weights_digest("other")
+
+
+def test_a_wrong_name_to_evaluate_is_told_the_right_ones():
+    with pytest.raises(ValueError, match=r"'hcnn8' is no .*hcnn8-cifar10,"):
+        runs.evaluate_run("hcnn8")
 
 
 # the commands ---------------------------------------------------------------
@@ -645,7 +674,8 @@ def test_the_commands_train_evaluate_and_predict(
         f"{folder}: saved; the same command goes" in capsys.readouterr().out
     )
     cli.main(["info"])
-    assert f"{folder}/seed-0: step " in capsys.readouterr().out
+    told = f"{folder}, seed 0, not finished: step "
+    assert told in capsys.readouterr().out
 
     cli.main([*train, "--minutes", "5"])
     out = capsys.readouterr().out
@@ -658,6 +688,9 @@ def test_the_commands_train_evaluate_and_predict(
     cli.main(["evaluate", folder])
     out = capsys.readouterr().out
     assert out.count(found[1]) >= 2 and f"of {found[2]} images" in out
+    cli.main(["info"])
+    told = f"{folder}, seed 0, finished: step {row['steps']}, "
+    assert told in capsys.readouterr().out
 
     image = next((pictures / "test" / "class 1").iterdir())
     cli.main(["predict", str(image), "--model", folder, "--top", "2"])
@@ -741,7 +774,7 @@ def test_the_overview_has_the_digest_of_the_newest_checkpoint(
     model = max(tmp_path.glob("runs/own/seed-3/checkpoints/*/model.*"))
     digest = hashlib.sha256(model.read_bytes()).hexdigest()[:12]
     step = int(model.parent.name.removeprefix("step-"))
-    told = f"  runs/own/seed-3: step {step}, sha256 {digest}"
+    told = f"  runs/own, seed 3, not finished: step {step}, sha256 {digest}"
     assert told in runs.overview()
 
 
@@ -753,10 +786,12 @@ def test_an_overview_survives_what_is_damaged(tmp_path, monkeypatch):
     (tmp_path / "cifar-10-batches-py").mkdir()
     monkeypatch.setenv("HCNN_DATA", str(tmp_path))
     text = runs.overview()
-    assert "seed-0: step 3, sha256 unreadable" in text
+    assert "seed 0, not finished: step 3, sha256 unreadable" in text
     sums = "runs/own/seed-0/checkpoints/step-00000003/SHA256SUMS"
     (tmp_path / sums).write_bytes(b"\xff")
-    assert "seed-0: step 3, sha256 unreadable" in runs.overview()
+    assert (
+        "seed 0, not finished: step 3, sha256 unreadable" in runs.overview()
+    )
 
 
 @pytest.mark.parametrize(
@@ -771,7 +806,7 @@ def test_an_overview_survives_what_is_damaged(tmp_path, monkeypatch):
         (["train", "--recipe", "slow"], "recipe: name is 'slow'; expected"),
         (["train", "--data", "nowhere"], "'nowhere' is no data set"),
         (["train", "--epochs", "-1"], "epochs is -1.0; expected"),
-        (["evaluate", "nowhere"], "no nowhere/run.json; expected"),
+        (["evaluate", "nowhere"], "'nowhere' is no folder, and no network"),
         (["predict", "a.png", "--model", "x"], "model is 'x'; expected"),
         (["predict", "--model", "x"], "predict: no image; name"),
         (["predict", "a", "--model", "x", "--top", "0"], "--top is 0"),

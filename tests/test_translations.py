@@ -898,11 +898,12 @@ def test_a_study_asks_what_it_says_of_the_properties(
     ).abs().max() < 1e-4
 
 
+@pytest.mark.parametrize("only", [False, True])
 @pytest.mark.parametrize("accuracy", [0.79, 0.81])
 def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
-    tmp_path, monkeypatch, accuracy
+    tmp_path, monkeypatch, accuracy, only
 ):
-    """K = 16, no known factors; nothing is drawn of a poor network.
+    """K = 16, no known factors; of a poor network only where it is asked.
 
     The network is named by its folder, and no query is of one class.
     """
@@ -949,21 +950,26 @@ def test_a_study_of_photographs_keeps_the_pictures_of_the_paper(
             f"runs/{name}",
             *("--queries", "20", "--repeats", "9"),
             *("--results", str(tmp_path), "--arrays", str(tmp_path / "a")),
+            *(["--pictures"] * only),
         ]
     )
-    (entry,) = results.entries(f"translate-{name}", tmp_path)
-    assert entry.data["translations"] == 7
-    claim = entry.data["claim"]["test"]
-    assert set(claim) > {"phases", "shuffled"}
-    assert len(claim["phases"]["3"]["counts"]) == 8
-    for rows in entry.data["moves"].values():
-        assert len(rows["phases"]["moved"]) == 7
-    properties = {row["property"] for row in entry.data["dependence"]}
-    assert properties == {
-        "class", "brightness", "contrast", "hue", "edges",
-    }  # fmt: skip
+    (entry,) = results.entries(root=tmp_path)
+    assert entry.name == f"{'pictures' if only else 'translate'}-{name}"
+    assert entry.data["accuracy"] == accuracy
+    assert ("claim" in entry.data) != only
+    if not only:
+        assert entry.data["translations"] == 7
+        claim = entry.data["claim"]["test"]
+        assert set(claim) > {"phases", "shuffled"}
+        assert len(claim["phases"]["3"]["counts"]) == 8
+        for rows in entry.data["moves"].values():
+            assert len(rows["phases"]["moved"]) == 7
+        properties = {row["property"] for row in entry.data["dependence"]}
+        assert properties == {
+            "class", "brightness", "contrast", "hue", "edges",
+        }  # fmt: skip
     path = entry.path / "pictures.safetensors"
-    assert path.exists() == (accuracy >= 0.8)
+    assert path.exists() == (only or accuracy >= 0.8)
     if path.exists():
         kept = load_file(path)
         assert {name: tuple(own.shape) for name, own in kept.items()} == {

@@ -32,6 +32,11 @@ def ship(name: str, entry: str, root=None, weights: Path = WEIGHTS) -> Path:
             f"{', '.join(sorted(known))}, without its number"
         )
     newest = found[-1]
+    if newest.data["data"]["validation"]:
+        raise ValueError(
+            f"ship: {newest.path.name} was tested on training images that "
+            "were set aside; expected a run that the test set judged"
+        )
     row = newest.data["seeds"][0]
     content = runs.model_path(newest.path, row["seed"]).read_bytes()
     if len(content) > LARGEST:
