@@ -237,7 +237,7 @@ def signed_distance(
 
 
 # %% ../book/06-data.ipynb #115b93d6
-#: What a shape is drawn with: the least and the largest value of each.
+#: What a shape is drawn with, the least and the largest value of each.
 FACTORS = {
     "hue": (0.0, 1.0),  # of the shape; a circle, 0 and 1 are red
     "size": (6.0, 11.0),  # radius in pixels
