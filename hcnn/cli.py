@@ -290,8 +290,9 @@ def evaluate(
 ) -> None:
     """Evaluate the networks of a finished run on its test images again.
 
-    Prints what is found beside what was recorded. On another machine a few
-    images may differ; more than 3 are an error, or any on the same.
+    Prints what is found beside what was recorded. On another machine, or
+    after a run of several processes, a few images may differ; more than 3
+    are an error, or any on the same.
 
     Args:
         folder: one that hcnn train wrote; an entry of the ledger, such as

@@ -129,13 +129,12 @@ def _edges(m):
     return rows, torch.stack((m[:, :, 0], m[:, :, -1]))
 
 
-# values of a block: as a cache holds them; as torch.dot can count
-_BLOCK = {"cpu": 1 << 19, "cuda": 1 << 30}
+_BLOCK = {"cpu": 1 << 19}  # values of a block, as a cache holds them
 
 
 def _images(x, values=None):
     """x in blocks of images, of so many values each; by default their own."""
-    block = _BLOCK.get(x.device.type, 1 << 62)
+    block = _BLOCK.get(x.device.type, 1 << 28)  # torch.dot has its limit
     return x.split(max(1, block // max(1, values or x[:1].numel())))
 
 

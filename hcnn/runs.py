@@ -604,7 +604,8 @@ def evaluate_run(
     Returns:
         For each seed `seed`, images `recorded` as correct, those `correct`
         now, their `count`, and by how many the two may differ: by none
-        where hardware and PyTorch are those of the record.
+        where hardware and PyTorch are those of the record, and one process
+        trained it.
 
     Raises:
         ValueError: the images are not those of the record, or there is

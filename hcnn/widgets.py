@@ -20,7 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(
         f"hcnn.widgets: {error}; install it by: pip install "
-        '"hcnn[book]"; the rest of the package needs it not'
+        '"hcnn[book]"; the rest of the package does not need it'
     ) from None
 
 
