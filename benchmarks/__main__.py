@@ -54,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--device", type=existing, default=best_device())
     chosen = parser.parse_args(arguments)
     device, repeats = chosen.device, 2 if chosen.quick else chosen.repeats
-    torch.backends.cudnn.benchmark = True  # the same for all
+    torch.backends.cudnn.benchmark = True  # but for float32's own way
     kind, words = bench.machine(device)
     print(words)
     todo = [
