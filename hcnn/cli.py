@@ -139,8 +139,8 @@ def train(
 
     The same command goes on from the newest checkpoint in its folder.
     SIGTERM saves and ends it, with status 143. With many GPUs:
-    torchrun --nproc-per-node N -m hcnn train …; chapter 08 has the command
-    for many machines.
+    `torchrun --nproc-per-node N -m hcnn train …`; chapter 08 has the
+    command for many machines.
 
     Args:
         data: cifar10, cifar100, shapes10, or a folder with a folder of
