@@ -138,9 +138,8 @@ def train(
     """Train a network, or go on with a run that stopped.
 
     The same command goes on from the newest checkpoint in its folder.
-    SIGTERM saves and ends it, with status 143. With many GPUs:
-    `torchrun --nproc-per-node N -m hcnn train …`; chapter 08 has the
-    command for many machines.
+    SIGTERM saves and ends it, with status 143. With many GPUs or machines,
+    as in chapter 08: `torchrun --nproc-per-node N -m hcnn train …`
 
     Args:
         data: cifar10, cifar100, shapes10, or a folder with a folder of
