@@ -10,9 +10,11 @@ that fail are told, and it is 5.
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -24,7 +26,13 @@ from hcnn import results, runs
 from hcnn.data import Dataset, shapes10
 from hcnn.network import HCNNConfig, preset
 from hcnn.runtime import best_device, keep_memory
-from hcnn.training import Recipe, _lock, read_checkpoint, recipe
+from hcnn.training import (
+    Recipe,
+    _lock,
+    data_digest,
+    read_checkpoint,
+    recipe,
+)
 
 UNFINISHED, MISSING, FAILED = 3, 4, 5
 FAULTS = FloatingPointError, torch.OutOfMemoryError, ValueError, OSError
@@ -247,23 +255,35 @@ def command(job: Job) -> str:
     return " ".join(found)
 
 
-def make_room(job: Job, folder: Path) -> None:
-    """Put the run of another recipe aside, under another name."""
+def of_images(about: dict, images: tuple[Dataset, Dataset]) -> bool:
+    """Is a checkpoint of a run on these images?"""
+    known = about["data"]["sha256"], about["data"]["test_sha256"]
+    return known == tuple(map(data_digest, images))
+
+
+def make_room(
+    job: Job, folder: Path, images: tuple[Dataset, Dataset]
+) -> None:
+    """Put the run of another recipe, or images, under another name."""
     if (folder / "run.json").exists():
         fits = same(job, runs.read(folder))
     else:  # not finished
         kept = map(read_checkpoint, sorted(folder.glob("seed-*")))
-        fits = all(alike(job, own[-1]) for own in kept if own)
+        fits = all(
+            alike(job, about) and of_images(about, images)
+            for *_, about in filter(None, kept)
+        )
     if fits:
         return
-    for own in folder.glob("seed-*"):
-        _lock(own).close()  # refuses what another process trains in
-    number = 1
-    while (
-        aside := folder.with_name(f"{folder.name}-old-{number}")
-    ).exists():
-        number += 1
-    folder.rename(aside)
+    with ExitStack() as locks:
+        for own in folder.glob("seed-*"):
+            locks.enter_context(_lock(own))  # is one trained in?
+        number = 1
+        while (
+            aside := folder.with_name(f"{folder.name}-old-{number}")
+        ).exists():
+            number += 1
+        folder.rename(aside)
 
 
 def device(name: str) -> torch.device:
@@ -299,6 +319,11 @@ def main(arguments: list[str] | None = None) -> int:
     torch.backends.cudnn.benchmark = True
     keep_memory()
     begin, missing, failed = time.monotonic(), 0, 0
+    limit = math.inf if chosen.minutes is None else chosen.minutes
+
+    def left():  # minutes
+        return limit - (time.monotonic() - begin) / 60
+
     jobs = list(PLANS[chosen.plan]())
     wanted = [job for job in jobs if (chosen.only or "") in job.entry]
     if not wanted:
@@ -310,11 +335,8 @@ def main(arguments: list[str] | None = None) -> int:
         own = dry(job) if chosen.dry else job
         if recorded(own, ledger):
             continue
-        left = None
-        if chosen.minutes is not None:
-            left = chosen.minutes - (time.monotonic() - begin) / 60
-            if left <= 0:
-                return stopped(job)
+        if left() <= 0:
+            return stopped(job)
         try:
             images = (drawn if chosen.dry else own_images)(own)
             runs.weights_digest(own.run.start)
@@ -323,12 +345,12 @@ def main(arguments: list[str] | None = None) -> int:
             missing += 1
             continue
         try:
-            make_room(own, place / job.entry)
+            make_room(own, place / job.entry, images)
             done = runs.train(
                 own.run,
                 place / job.entry,
                 own.seeds,
-                minutes=left,
+                minutes=max(0.0, left()),
                 device=chosen.device,
                 command=command(own),
                 save_minutes=2.0,

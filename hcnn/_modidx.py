@@ -1029,6 +1029,10 @@ d = {
                 "08-training.html#_sync",
                 "hcnn/training.py",
             ),
+            "hcnn.training._unread": (
+                "08-training.html#_unread",
+                "hcnn/training.py",
+            ),
             "hcnn.training._verdict": (
                 "08-training.html#_verdict",
                 "hcnn/training.py",
@@ -1039,6 +1043,10 @@ d = {
             ),
             "hcnn.training.batch_indices": (
                 "08-training.html#batch_indices",
+                "hcnn/training.py",
+            ),
+            "hcnn.training.checkpoint_about": (
+                "08-training.html#checkpoint_about",
                 "hcnn/training.py",
             ),
             "hcnn.training.checkpoints": (

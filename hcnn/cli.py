@@ -173,11 +173,21 @@ def train(
     device = _checked(device)
     if record is not None:  # before hours of training
         runs.results.entries(runs.results.check_name("train", record))
+        if not under_torchrun() or os.environ["RANK"] == "0":
+            runs.results.check_place("train")
     changes, config = (
         {k: v for k, v in asdict(own).items() if v is not None}
         for own in (recipe_changes, model_changes)
     )
     own = known(recipe, **changes)
+    if own.schedule == "steps" and (
+        idle := {"warmup", "final"} & {*changes}
+    ):
+        name = min(idle)
+        raise ValueError(
+            f"train: --{name} {changes[name]:g} with the schedule 'steps'; "
+            "expected it with 'one-cycle' alone; leave it out"
+        )
     if data is None:
         data = runs.default_data(model)
         if not under_torchrun() or os.environ["RANK"] == "0":

@@ -7,8 +7,11 @@ Pages, tables and commands read the newest.
 
 import json
 import re
+import shutil
 import tempfile
+import time
 import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -83,10 +86,8 @@ def record(
             f"record: files of {name} are {[name for name, _ in contents]}; "
             "expected different names, none of them run.json; rename them"
         )
-    root = _root("record", root)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(".partial", ".", root) as hidden:
-        beside = Path(hidden) / name
+    with _hidden("record", root) as hidden:
+        root, beside = hidden.parent, hidden / name
         beside.mkdir()
         for file, content in contents:
             runtime.write(beside / file, content)
@@ -100,6 +101,39 @@ def record(
                 if not path.exists():
                     raise
                 number += 1  # another was quicker, or it is no folder
+
+
+def check_place(function: str, root: str | Path | None = None) -> None:
+    """Refuse a ledger that may not be written.
+
+    Raises:
+        OSError: nothing can be added to it; says why.
+        FileNotFoundError: no project to find `results` in.
+    """
+    with _hidden(function, root):
+        pass
+
+
+@contextmanager
+def _hidden(function, root):
+    """A folder in the ledger that is none of it, for a while."""
+    root = _root(function, root)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        hidden = tempfile.TemporaryDirectory(".partial", ".", root)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"{function}: nothing can be added to the ledger {root} "
+            f"({error}); expected a folder that may be written; make room "
+            "or change the permissions",
+        ) from None
+    for left in root.glob(".*.partial"):  # by processes that were killed
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > 24 * 60 * 60:
+                shutil.rmtree(left, ignore_errors=True)
+    with hidden as place:
+        yield Path(place)
 
 
 def check_name(function: str, name: str) -> str:

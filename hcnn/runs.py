@@ -10,9 +10,10 @@ import io
 import json
 import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,7 @@ from .training import (
     Evaluation,
     Recipe,
     Trainer,
+    checkpoint_about,
     checkpoints,
     data_digest,
     differences,
@@ -145,10 +147,12 @@ def begin_with(network: HCNN, start: str | Path) -> None:
     Raises:
         ValueError: a network of other tensors; the first are named.
     """
-    own, theirs = (
-        network.state_dict(),
-        find_network(start, "--start").state_dict(),
-    )
+    _fill(network, find_network(start, "--start").state_dict(), start)
+
+
+def _fill(network, theirs, start):
+    """`begin_with`, with weights that are loaded already."""
+    own, theirs = network.state_dict(), dict(theirs)
     for name in [name for name in own if name.startswith(_BY_CLASS)]:
         if name in theirs and len(own[name]) != len(theirs[name]):
             del own[name], theirs[name]
@@ -175,10 +179,20 @@ def weights_digest(start: str | Path | None) -> str | None:
     Args:
         start: as for `find_network`.
     """
+    return _digest(_weights(start))
+
+
+def _weights(start):
+    """Tensors of the network that a run begins with, if there is one."""
     if start is None:
         return None
+    return find_network(start, "--start").state_dict()
+
+
+def _digest(weights):
+    if weights is None:
+        return None
     digest = hashlib.sha256()
-    weights = find_network(start, "--start").state_dict()
     for name, tensor in sorted(weights.items()):
         digest.update(name.encode() + tensor.numpy().tobytes())
     return digest.hexdigest()
@@ -230,17 +244,20 @@ def train(
     code = runtime.environment()  # that runs now, whatever is edited later
     code = {name: code[name] for name in ("commit", "dirty")}
     data, test = images or datasets(run.data, run.validation, run.root)
-    about = _about(run, data, test)
-    digest = None if about["start"] is None else about["start"]["sha256"]
-    rows = _in_all(_recorded(folder, about))
+    weights, first = _weights(run.start), place()[0] == 0
+    digest = _digest(weights)
+    about = _about(run, data, test, digest)
+    rows = _in_all(_recorded(folder, about) if first else None)
     for seed in seeds:
         if seed in rows:
             continue
         own = folder / f"seed-{seed}"
         whole = not checkpoints(own)  # else a part of it was another call's
         network = new_network(run.config(data), data, seed)
-        if run.start is not None:
-            begin_with(network, run.start)
+        if weights is not None:
+            _fill(network, weights, run.start)
+        if first:
+            _check_beside(own, about)
         trainer = Trainer(
             network,
             data,
@@ -266,10 +283,10 @@ def train(
             environment=runtime.environment() | code,
         )
         row["wall_seconds"] = clock - last if whole else None
-        if place()[0] == 0:
+        if first:
             rows = _add(folder, about, row, ended)
         rows = _in_all(rows)  # and the record is written
-    return read(folder)
+    return _in_all(read(folder) if first else None)
 
 
 def _in_all(value):
@@ -284,20 +301,51 @@ def _in_all(value):
 def _alone(folder):
     """One call at a time changes the record of a folder; others wait.
 
-    On Windows, and where a file system has no locks, nothing is locked.
+    On Windows, and where a file system has no locks or may not be
+    written, nothing is locked.
     """
-    with open(folder / ".lock", "a", encoding="utf-8") as file:
-        if fcntl is not None:
-            with suppress(OSError):
+    with ExitStack() as stack:
+        with suppress(OSError):
+            name = folder / ".lock"
+            file = stack.enter_context(open(name, "a", encoding="utf-8"))
+            if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
+_UNREADABLE = OSError, ValueError, KeyError, TypeError, RecursionError
+
+
+def _check_beside(own, about):
+    """Refuse a folder in which other seeds are of another run."""
+    start = about["start"]
+    ours = {key: about[key] for key in ("recipe", "config", "data")}
+    ours |= dict(start=start and start["sha256"])
+    for other in own.parent.glob("seed-*"):
+        try:
+            theirs = checkpoint_about(checkpoints(other)[-1])
+        except (IndexError, *_UNREADABLE):
+            continue  # none, or being written now: the record will tell
+        images = ours["data"].keys() & theirs["data"].keys() - {*_PLACE}
+        mine, known = (
+            whole | dict(data={key: whole["data"][key] for key in images})
+            for whole in (ours, {key: theirs.get(key) for key in ours})
+        )
+        if other != own and (apart := differences(mine, known)):
+            raise ValueError(
+                f"train: {other} belongs to another run: "
+                f"{'; '.join(apart)}; expected the same for all seeds of a "
+                "folder; give another folder (--out)"
+            )
+
+
 def _add(folder, about, row, ended):
     """Put the row of a seed into the record, beside those of others."""
-    path = folder / "run.json"
+    path, own = folder / "run.json", folder / f"seed-{row['seed']}"
     try:
         with _alone(folder):
+            for left in folder.glob(".run.json.*.partial"):
+                left.unlink(missing_ok=True)  # by a process that was killed
             rows = _recorded(folder, about) | {row["seed"]: row | ended}
             accuracies = [row["accuracy"] for row in rows.values()]
             found = about | dict(
@@ -317,10 +365,14 @@ def _add(folder, about, row, ended):
             "beside it is whole: make room or change the permissions, and "
             "give the same command again",
         ) from None
+    except ValueError as error:  # another run's, begun meanwhile
+        raise ValueError(
+            f"{error}; move {own} there, and nothing is trained anew"
+        ) from None
     return rows
 
 
-def _about(run, data, test):
+def _about(run, data, test, digest):
     """What makes two runs the same, but for their seeds."""
     about = dict(
         model=run.model,
@@ -344,7 +396,6 @@ def _about(run, data, test):
         start=None,
     )
     if run.start is not None:
-        digest = weights_digest(run.start)
         about["start"] = dict(source=run.start, sha256=digest)
     return json.loads(json.dumps(about))
 
@@ -354,9 +405,10 @@ _PLACE = "source", "name"  # where something is, and what it is called
 
 def _recorded(folder, about):
     """Rows by seed of the run's record, if there is one."""
-    if not (folder / "run.json").exists():
+    try:
+        data = read(folder)
+    except FileNotFoundError:
         return {}
-    data = read(folder)
     mine, theirs = (
         {key: found.get(key) for key in about} for found in (about, data)
     )
@@ -389,8 +441,11 @@ def record(folder: str | Path, name: str, root=None) -> Path:
         `model-N.safetensors` and `log-N.jsonl`. If the run was recorded
         before, it is that entry.
     """
-    import tempfile
+    with _alone(Path(folder)):
+        return _record(folder, name, root)
 
+
+def _record(folder, name, root):
     data = read(folder)
     for entry in results.entries(name, root):
         if entry.data == data:
@@ -404,7 +459,14 @@ def record(folder: str | Path, name: str, root=None) -> Path:
                 copy = Path(place, f"{stem}-{row['seed']}{dot}{suffix}")
                 copy.write_bytes((own / file).read_bytes())
                 files.append(copy)
-        return results.record(name, data, root=root, files=files)
+        try:
+            return results.record(name, data, root=root, files=files)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error}; the run in {folder} is whole, "
+                "and the same command records it",
+            ) from None
 
 
 def read(folder: str | Path) -> dict:
@@ -415,13 +477,15 @@ def read(folder: str | Path) -> dict:
         ValueError: it is damaged, or not that of a training run.
     """
     path = Path(folder, "run.json")
-    if not path.is_file():
+    try:
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(
             f"runs: no {path}; expected the folder of a finished training "
             "run; if it is not finished, give its hcnn train again"
-        )
+        ) from None
     try:
-        data = json.loads(path.read_text("utf-8"))
+        data = json.loads(content.decode("utf-8"))
         _check(data)
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         raise ValueError(

@@ -5,6 +5,7 @@ import datetime
 import functools
 import os
 import platform
+import secrets
 import subprocess
 import sys
 import time
@@ -61,10 +62,11 @@ def autocast(
 
 @contextmanager
 def whole_float32(precision: str) -> Iterator[None]:
-    """Convolutions of a GPU that are float32's, and the same each time.
+    """Products of a GPU that are float32's, and the same each time.
 
-    Unless told not to, a GPU rounds what such a convolution multiplies
-    (TF32), and may choose its algorithm by a clock.
+    Unless told not to, a GPU rounds what a convolution multiplies (TF32),
+    and may choose its algorithm by a clock; if told to, it rounds what a
+    product of matrices multiplies, too.
 
     Args:
         precision: what `autocast` was given; but for "float32" nothing is
@@ -77,14 +79,38 @@ def whole_float32(precision: str) -> Iterator[None]:
             (cudnn, "benchmark", False),
             (cudnn, "deterministic", True),
         ]
-    before = [getattr(*own[:2]) for own in wanted]
+    with _whole_matrix_products(precision == "float32"):
+        before = [getattr(*own[:2]) for own in wanted]
+        try:
+            for own in wanted:
+                setattr(*own)
+            yield
+        finally:
+            for (place, name, _), value in zip(wanted, before, strict=True):
+                setattr(place, name, value)
+
+
+@contextmanager
+def _whole_matrix_products(wanted):
+    """By the switch that set TF32: older and newer ones do not mix."""
+    matmul = torch.backends.cuda.matmul
+    if not wanted or matmul.fp32_precision != "tf32":
+        yield
+        return
     try:
-        for own in wanted:
-            setattr(*own)
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # it was the newer one
+        before = None
+        matmul.fp32_precision = "ieee"
+    else:
+        torch.set_float32_matmul_precision("highest")
+    try:
         yield
     finally:
-        for (place, name, _), value in zip(wanted, before, strict=True):
-            setattr(place, name, value)
+        if before is None:
+            matmul.fp32_precision = "tf32"
+        else:
+            torch.set_float32_matmul_precision(before)
 
 
 @functools.cache
@@ -230,7 +256,7 @@ def write(
             f"{function}: no folder {path.parent} for {path.name}; make "
             "it first"
         )
-    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.partial")
     try:
         with open(beside, "wb") as file:
             file.write(content)
@@ -269,9 +295,9 @@ def environment() -> dict:
         the processor, as torch uses it), amx and avx512_bf16 (None where
         torch cannot tell), onednn_max_cpu_isa (if set), gpu (names, None
         without), cuda and cudnn (versions, None without), python,
-        packages (versions, None if missing), commit and dirty (of the project but for runs/ and
-        new entries of results/; None outside of its repository, where
-        HCNN_COMMIT may name the commit of a copy).
+        packages (versions, None if missing), commit and dirty (of the
+        project but for runs/ and new entries of results/; None outside of
+        its repository, where HCNN_COMMIT may name the commit of a copy).
     """
     commit = _git("rev-parse", "HEAD")
     changed = _git("status", "--short", "--", ".", ":!runs")
@@ -345,7 +371,8 @@ def _git(*arguments):
     root = repository()
     if root is None or not (root / ".git").exists():
         return None
-    command = ["git", "-C", str(root), *arguments]
+    # while others commit: its index is not rewritten, nor locked
+    command = ["git", "--no-optional-locks", "-C", str(root), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True)
     except OSError:  # no git here

@@ -27,6 +27,7 @@ __all__ = [
     "checkpoints",
     "write_checkpoint",
     "read_checkpoint",
+    "checkpoint_about",
     "differences",
     "history",
     "Journal",
@@ -669,11 +670,30 @@ def data_digest(data: Dataset) -> str:
 
 
 def checkpoints(folder: str | Path) -> list[Path]:
-    """The checkpoints of a run's folder, the newest last."""
+    """The checkpoints of a run's folder, the newest last.
+
+    Raises:
+        OSError: the folder is there and cannot be read.
+    """
     name = re.compile(r"step-\d{8,}", re.ASCII)  # and no "… copy 2"
-    found = Path(folder, "checkpoints").glob("step-*")
-    found = [path for path in found if name.fullmatch(path.name)]
+    place = Path(folder, "checkpoints")
+    try:
+        names = os.listdir(place)  # `glob` takes all errors for no folder
+    except (FileNotFoundError, NotADirectoryError):
+        names = []
+    except OSError as error:
+        raise _unread(place, error) from None
+    found = [place / own for own in names if name.fullmatch(own)]
     return sorted(found, key=_step)
+
+
+def _unread(path, error):
+    return OSError(
+        error.errno,
+        f"Trainer: {path} could not be read ({error}); expected files that "
+        "may be; nothing was changed: try again, or move it away to go on "
+        "from the checkpoint before",
+    )
 
 
 def _step(path):
@@ -800,12 +820,7 @@ def read_checkpoint(
                 stacklevel=2,
             )
         except OSError as error:
-            raise OSError(
-                error.errno,
-                f"Trainer: {path} could not be read ({error}); expected "
-                "files that may be; nothing was changed: try again, or "
-                "move it away to go on from the checkpoint before",
-            ) from None
+            raise _unread(path, error) from None
     if found:
         raise ValueError(
             f"Trainer: all checkpoints in {folder} are damaged; expected a "
@@ -821,7 +836,6 @@ _STATE = dict(
 
 
 def _read(path):
-    from safetensors import safe_open
     from safetensors.torch import load_file
 
     lines = (path / "SHA256SUMS").read_text("ascii").split("\n")
@@ -830,8 +844,25 @@ def _read(path):
     for name in names:
         if _sha256(path / name) != sums[name]:
             raise ValueError(f"{name} has another SHA-256 sum")
-    with safe_open(path / names[1], framework="pt") as file:
-        about = json.loads(file.metadata()["hcnn-training"])
+    about = checkpoint_about(path)
+    return *(load_file(path / name) for name in names), about
+
+
+def checkpoint_about(path: str | Path) -> dict:
+    """What a checkpoint says of its run, and of where it stands.
+
+    Raises:
+        ValueError, KeyError, TypeError, RecursionError: it is damaged.
+        OSError: it cannot be read.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    try:
+        with safe_open(path / "state.safetensors", framework="pt") as file:
+            about = json.loads(file.metadata()["hcnn-training"])
+    except SafetensorError as error:
+        raise ValueError(f"{error}") from None
     if about["step"] != _step(path):
         raise ValueError(f"it says that it is of step {about['step']}")
     for name, kind in _STATE.items():
@@ -840,7 +871,7 @@ def _read(path):
             raise ValueError(f"it does not say its {name}, but {value!r}")
     if others := set(about["precisions"]) - set(PRECISIONS):
         raise ValueError(f"it knows no type {min(others)!r}")
-    return *(load_file(path / name) for name in names), about
+    return about
 
 
 # %% ../book/08-training.ipynb #c48fcbc4
@@ -998,7 +1029,16 @@ def _agreed(store, rank, size):
     word, places = secrets.token_hex(8), set(range(1, size))
     if rank:
         store.set(f"hcnn/asks/{rank}", word)
-        word = store.get(f"hcnn/answer/{word}").decode()  # waits for it
+        answer = f"hcnn/answer/{word}"
+        try:
+            store.wait([answer], timedelta(seconds=_MEETING))
+        except dist.DistStoreError as error:
+            raise TimeoutError(
+                f"distributed: process 0 did not come within {_MEETING:.0f} "
+                f"s ({error}); expected all; see what torchrun says on its "
+                "machine"
+            ) from None
+        word = store.get(answer).decode()
         store.set(f"hcnn/{word}/thanks/{rank}", "")
         return word
     begin = time.monotonic()
@@ -1391,6 +1431,8 @@ def _noting_sigterm(wanted):
         yield noted
     finally:
         signal.signal(signal.SIGTERM, before)
+    if noted:  # it came when all was done
+        raise SystemExit(TERMINATED)
 
 
 # %% ../book/08-training.ipynb #ace93339
@@ -1439,7 +1481,8 @@ def _check(network, data, recipe, test, ranks):
             f"expected a multiple of {ranks}; change the recipe's batch "
             "(--batch)"
         )
-    Augment(recipe.shift)(data.images[:1].cpu())  # is the shift too large?
+    # is the shift too large?
+    Augment(recipe.shift)(data.images[:1].cpu(), generator=rng(0))
     for own in (data, test) if test is not None else (data,):
         network.standardize(own.images[:1].cpu())  # are these its colours?
 
@@ -1941,6 +1984,9 @@ class Trainer:
                 if save:
                     self.kept.save(learner)
                     saved = time.perf_counter()
+                    # evaluation and writing may have taken long
+                    (told,) = _any([terminated], learner.device)
+                    ended = ended or told
                 clock = time.perf_counter()
         return ended
 

@@ -287,6 +287,34 @@ def test_a_piece_of_a_run_is_not_taken_for_a_failure(pictures, tmp_path):
     assert last.name == "step-00000001"  # where all talk first
 
 
+def test_a_first_process_that_does_not_come_is_named(monkeypatch):
+    monkeypatch.setattr(training, "_MEETING", 0.1)
+    with pytest.raises(TimeoutError, match="process 0 did not come"):
+        training._agreed(dist.HashStore(), 1, 2)
+
+
+def test_only_the_first_process_needs_the_record(
+    pictures, tmp_path, monkeypatch
+):
+    """Another one may not see its storage, or not yet."""
+    told = []
+
+    def in_all(value):
+        told.append(value)
+        return [{}, {0: None}, {"mean": 0.5}][len(told) - 1]
+
+    run = runs.Run(
+        "hcnn8-cifar10", "quick", recipe("quick"), str(pictures), {}
+    )
+    monkeypatch.setattr(runs, "place", lambda: (1, 2))
+    monkeypatch.setattr(runs, "_in_all", in_all)
+    monkeypatch.setattr(
+        Trainer, "run", lambda *_, **__: dict(finished=True)
+    )
+    done = runs.train(run, tmp_path / "elsewhere", device="cpu")
+    assert done == {"mean": 0.5} and told[0] is told[2] is None
+
+
 def test_a_batch_that_cannot_be_shared_is_refused(monkeypatch):
     monkeypatch.setattr(training, "place", lambda: (0, 3))
     data = small(40)

@@ -202,11 +202,14 @@ def test_a_network_to_start_from_is_part_of_a_job(
     assert len(results.entries(name, ledger)) == 1
     folder = tmp_path / "runs" / "dry" / name
     for finished in (True, False):
-        training.make_room(training.dry(jobs[1]), folder)
+        training.make_room(
+            training.dry(jobs[1]), folder, training.drawn(jobs[1])
+        )
         assert folder.exists()
         if finished:
             (folder / "run.json").unlink()
-    training.make_room(training.dry(own(None)), folder)
+    fresh = own(None)
+    training.make_room(training.dry(fresh), folder, training.drawn(fresh))
     assert not folder.exists()
 
 
@@ -264,10 +267,10 @@ def test_a_folder_that_cannot_be_used_keeps_no_other(
 ):
     make_room = training.make_room
 
-    def refuse(job, folder):
+    def refuse(job, *rest):
         if job.entry == NAMES[0]:
             raise error("its record is damaged")
-        make_room(job, folder)
+        make_room(job, *rest)
 
     monkeypatch.setattr(training, "make_room", refuse)
     assert training.main(["two", "--dry"]) == training.FAILED
@@ -289,10 +292,23 @@ def test_a_run_that_goes_on_is_not_moved_away(tmp_path):
     (folder / "run.json").write_text(json.dumps(other))
     with _lock(folder / "seed-0"):
         with pytest.raises(ValueError, match="is in use by process"):
-            training.make_room(job, folder)
+            training.make_room(job, folder, training.drawn(job))
     assert folder.is_dir()
-    training.make_room(job, folder)
+    training.make_room(job, folder, training.drawn(job))
     assert not folder.exists()
+
+
+def test_an_unfinished_run_on_other_images_is_moved_away(ledger, tmp_path):
+    job, folder = training.dry(next(two())), tmp_path / "runs" / "one"
+    train, test = training.drawn(job)
+    whole = train, test
+    for images in (whole, (train.subset(3), test)):
+        runs.train(job.run, folder, images=images)
+        (folder / "run.json").unlink()
+        training.make_room(job, folder, images)
+        assert folder.exists()  # its own images
+        training.make_room(job, folder, (train, test.subset(2)))
+        assert not folder.exists()
 
 
 def test_a_name_that_no_entry_has_is_refused(ledger, capsys):

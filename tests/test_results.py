@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import warnings
 
 import pytest
@@ -64,6 +65,16 @@ def test_adding_changes_no_other_entry(tmp_path):
     after = tree(tmp_path)
     assert before.items() < after.items()
     assert set(after) - set(before) == {"a-8", "a-8/run.json"}
+
+
+def test_what_killed_processes_left_is_removed_after_a_day(tmp_path):
+    old, new = (tmp_path / f".{name}.partial" for name in ("old", "new"))
+    for folder in (old, new):
+        (folder / "a").mkdir(parents=True)
+    yesterday = time.time() - 25 * 60 * 60
+    os.utime(old, (yesterday, yesterday))
+    record("a", {}, root=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"a-1", new.name}
 
 
 def test_the_files_of_an_entry_are_kept(tmp_path):

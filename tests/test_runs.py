@@ -8,7 +8,7 @@ import re
 import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 import pytest
@@ -342,6 +342,44 @@ def test_what_a_run_starts_from_is_part_of_it(finished, pictures, tmp_path):
         runs.train(a_run(pictures, start=str(moved)), finished[0], (0, 3))
 
 
+def test_all_seeds_begin_with_the_weights_that_were_there(
+    finished, pictures, tmp_path
+):
+    """Another file takes their place while the first seed trains."""
+    ours, theirs = (runs.model_path(finished[0], seed) for seed in (0, 3))
+    start = tmp_path / "start.safetensors"
+    run = a_run(pictures, start=str(start))
+    found = []
+    for change in (False, True):
+        shutil.copyfile(ours, start)
+        folder = tmp_path / str(change)
+
+        def replace(_, change=change):
+            if change:
+                shutil.copyfile(theirs, start)
+
+        own = dict(progress=False, callbacks=[replace])
+        runs.train(run, folder, (0, 1), **own)
+        found.append(runs.model_path(folder, 1).read_bytes())
+    assert found[0] == found[1]
+
+
+def test_seeds_of_one_folder_are_of_one_run_before_one_is_finished(
+    pictures, tmp_path
+):
+    piece = dict(minutes=0.0, progress=False)
+    assert runs.train(a_run(pictures), tmp_path, **piece) is None
+    other = a_run(pictures, recipe=replace(TINY, learning_rate=0.05))
+    words = r"seed-0 belongs to another run: recipe\.learning_rate is 0.05"
+    with pytest.raises(ValueError, match=words):
+        runs.train(other, tmp_path, (1,), **piece)
+    assert not training.checkpoints(tmp_path / "seed-1")
+    assert runs.train(a_run(pictures), tmp_path, (1,), **piece) is None
+    for left in training.checkpoints(tmp_path / "seed-0"):
+        (left / "state.safetensors").write_bytes(b"")  # not ours to judge
+    assert runs.train(a_run(pictures), tmp_path, (1,), **piece) is None
+
+
 def test_a_start_that_is_not_there_is_named(pictures, tmp_path, capsys):
     typed = ["train", "--data", str(pictures), *FLAGS, "--start", "hcnn-x"]
     with pytest.raises(SystemExit) as stopped:
@@ -399,10 +437,46 @@ def test_a_run_is_recorded_once(finished, tmp_path):
     assert one == other and len(results.entries(root=tmp_path)) == 1
 
 
+def test_two_that_record_a_run_at_once_make_one_entry(
+    finished, tmp_path, monkeypatch
+):
+    entries = results.entries
+
+    def slowly(*arguments):
+        found = entries(*arguments)
+        time.sleep(0.2)
+        return found
+
+    monkeypatch.setattr(results, "entries", slowly)
+    with ThreadPoolExecutor() as pool:
+        for _ in range(2):
+            pool.submit(runs.record, finished[0], "train-own", tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["train-own-1"]
+
+
+def test_a_ledger_that_cannot_be_written_keeps_no_run(
+    finished, pictures, tmp_path, capsys, monkeypatch
+):
+    """It is noticed before the training; later, the run is whole."""
+    ledger = tmp_path / "ledger"
+    ledger.write_text("a file")
+    with pytest.raises(OSError, match=r"ledger.*; the run in .* is whole"):
+        runs.record(finished[0], "train-own", ledger)
+    monkeypatch.setattr(results, "_root", lambda *_: ledger)
+    out = tmp_path / "out"
+    options = ["--data", f"{pictures}", *FLAGS, "--out", f"{out}"]
+    with pytest.raises(SystemExit) as exit:
+        cli.main(["train", *options, "--record", "train-own"])
+    assert exit.value.code == 2 and not out.exists()
+    assert "nothing can be added to the ledger" in capsys.readouterr().err
+
+
 def test_seeds_that_others_train_meanwhile_stay_recorded(
     pictures, tmp_path
 ):
     others = []
+    left = tmp_path / ".run.json.0.partial"  # by a process that was killed
+    left.touch()
 
     def meanwhile(row):
         if not others:
@@ -414,7 +488,7 @@ def test_seeds_that_others_train_meanwhile_stay_recorded(
     done = runs.train(a_run(pictures), tmp_path, (0,), **own)
     assert [row["seed"] for row in done["seeds"]] == [0, 1]
     assert done["seeds"][1:] == others[0]["seeds"]
-    assert done["deviation"] is not None
+    assert done["deviation"] is not None and not left.exists()
 
 
 def test_seeds_that_end_at_the_same_time_are_both_recorded(
@@ -805,6 +879,10 @@ def test_an_overview_survives_what_is_damaged(tmp_path, monkeypatch):
         (["train", "--record", "a b"], "train: name is 'a b'; expected"),
         (["train", "--recipe", "slow"], "recipe: name is 'slow'; expected"),
         (["train", "--data", "nowhere"], "'nowhere' is no data set"),
+        (
+            ["train", "--recipe", "paper", "--warmup", "0.1"],
+            "--warmup 0.1 with the schedule 'steps'; expected it with",
+        ),
         (["train", "--epochs", "-1"], "epochs is -1.0; expected"),
         (["evaluate", "nowhere"], "'nowhere' is no folder, and no network"),
         (["predict", "a.png", "--model", "x"], "model is 'x'; expected"),

@@ -140,6 +140,37 @@ print(conv.fp32_precision)
     assert done.stdout.split() == ["ieee", after], done.stderr
 
 
+@pytest.mark.parametrize(
+    "switch, after",
+    [
+        ("set_float32_matmul_precision('high')", "tf32"),
+        ("backends.cuda.matmul.fp32_precision = 'tf32'", "tf32"),
+        ("set_float32_matmul_precision('highest')", "ieee"),
+        ("get_float32_matmul_precision()", "none"),
+    ],
+)
+def test_products_of_matrices_are_whole_whichever_switch_was_used(
+    switch, after
+):
+    program = f"""
+import torch
+from hcnn.runtime import whole_float32
+torch.{switch}
+matmul = torch.backends.cuda.matmul
+for precision in ("float32", "auto"):
+    with whole_float32(precision):
+        print(matmul.fp32_precision == "tf32")
+        if "set" in {switch!r}:
+            torch.get_float32_matmul_precision()  # no mixed switches
+    print(matmul.fp32_precision)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True
+    )
+    found = ["False", after, str(after == "tf32"), after]
+    assert done.stdout.split() == found, done.stderr
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc is Linux's")
 def test_memory_that_is_kept_is_not_asked_for_again():
     """10 times 64 MiB are 160,000 pages of 4 KiB, or 320 of 2 MiB."""
@@ -397,3 +428,40 @@ def uneven_mean(rank, store):
     expected = 2 * whole.grad.split((3, 5))[rank]
     torch.testing.assert_close(own.grad, expected)
     torch.distributed.destroy_process_group()
+
+
+def test_two_writers_of_one_number_do_not_share_a_file(
+    tmp_path, monkeypatch
+):
+    """Containers that share a disk number their processes alike."""
+    replace, names = os.replace, []
+
+    def note(here, there):
+        names.append(here)
+        replace(here, there)
+
+    monkeypatch.setattr(os, "replace", note)
+    for content in (b"a", b"b"):
+        runtime.write(tmp_path / "file", content)
+    assert len(set(names)) == 2
+
+
+def test_to_ask_for_the_commit_leaves_git_s_index_alone(
+    tmp_path, monkeypatch
+):
+    """Else somebody's `git commit` may find it locked."""
+
+    def git(*words):
+        who = "-c", "user.name=a", "-c", "user.email=a@b"
+        subprocess.run(["git", *who, *words], cwd=tmp_path, check=True)
+
+    git("init", "-q")
+    file, index = tmp_path / "file", tmp_path / ".git" / "index"
+    file.write_text("one")
+    git("add", ".")
+    git("commit", "-qm", "one")
+    os.utime(file, (0, 0))  # what it knows of the file is out of date
+    before = index.stat().st_ino
+    monkeypatch.setattr(runtime, "repository", lambda: tmp_path)
+    assert runtime.environment()["dirty"] is False
+    assert index.stat().st_ino == before

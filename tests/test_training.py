@@ -577,30 +577,34 @@ def test_sigterm_ends_the_step_saves_and_exits(whole, tmp_path):
         train(tmp_path, callbacks=[send])
     assert exit.value.code == TERMINATED == 143
     assert signal.getsignal(signal.SIGTERM) == before
-    assert checkpoints(tmp_path)[-1].name == "step-00000004"
+    assert checkpoints(tmp_path)[-1].name == "step-00000003"  # no other
     network, _ = train(tmp_path)
     assert equal(weights(network), whole[0])
 
 
-@pytest.mark.parametrize("where", ["follow", "_verdict"])
+@pytest.mark.parametrize("where", ["follow", "_verdict", "close"])
 def test_sigterm_at_the_very_end_is_heeded_once_all_is_safe(
     whole, tmp_path, monkeypatch, where
 ):
-    """In the last step, or in the final evaluation; no next seed begins."""
-    real, held_out = getattr(training, where), small(20, "test")
+    """In the last step, in the final evaluation, or when the log closes.
+
+    No next seed begins.
+    """
+    place = training.Journal if where == "close" else training
+    real, held_out = getattr(place, where), small(20, "test")
 
     def send(*arguments):
-        if where == "_verdict" or arguments[3] == 8:
+        if where != "follow" or arguments[3] == 8:
             os.kill(os.getpid(), signal.SIGTERM)
         return real(*arguments)
 
-    monkeypatch.setattr(training, where, send)
+    monkeypatch.setattr(place, where, send)
     with pytest.raises(SystemExit) as exit:
         train(tmp_path, test=held_out)
     assert exit.value.code == TERMINATED
     assert checkpoints(tmp_path)[-1].name == "step-00000008"
     evaluated = (tmp_path / "model.safetensors").exists()
-    assert evaluated == (where == "_verdict")
+    assert evaluated == (where != "follow")
     monkeypatch.undo()
     network, result = train(tmp_path, test=held_out)
     assert equal(weights(network), whole[0])
@@ -820,6 +824,26 @@ def test_a_checkpoint_that_cannot_be_read_is_not_taken_for_damaged(
     with pytest.raises(MemoryError):
         train(tmp_path)
     assert checkpoints(tmp_path) == before
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_empty(
+    whole, tmp_path, monkeypatch
+):
+    train(tmp_path, run=dict(stop_after=0.0))
+    real = os.listdir
+
+    def stale(path):
+        if Path(path).name == "checkpoints":
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return real(path)
+
+    monkeypatch.setattr(os, "listdir", stale)
+    with pytest.raises(OSError, match=r"could not be read .*Stale"):
+        train(tmp_path)
+    monkeypatch.undo()
+    assert checkpoints(tmp_path)[-1].name == "step-00000001"
+    network, _ = train(tmp_path)
+    assert equal(weights(network), whole[0])
 
 
 def test_a_checkpoint_appears_at_once_or_not_at_all(tmp_path, monkeypatch):
@@ -1653,3 +1677,9 @@ def test_a_run_on_a_gpu_goes_on_and_ends(tmp_path):
     again = HCNN.load(tmp_path / "model.safetensors").cuda()
     found = evaluate(again, small(50, "test"))
     assert found.accuracy == result["accuracy"]
+
+
+def test_a_trainer_takes_no_random_numbers_of_its_caller():
+    before = torch.get_rng_state()
+    Trainer(build(small()), small(), BRIEF, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)
