@@ -73,7 +73,7 @@ except ImportError:  # on Windows
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
@@ -565,7 +565,7 @@ class Evaluation:
 
 
 def judge(
-    scores: Float[Tensor, "n classes"], labels: Int64[Tensor, " n"]
+    scores: Float[Tensor, "n classes"], labels: Integer[Tensor, " n"]
 ) -> Evaluation:
     """Compare scores with the true classes.
 
@@ -582,7 +582,7 @@ def judge(
         raise ValueError(
             "judge: no images; expected at least one, with its class"
         )
-    labels = labels.to(scores.device)
+    labels = labels.to(scores.device, torch.long)  # bytes would wrap
     classes = scores.shape[1]
     found = scores.argmax(1)
     pairs = (labels * classes + found).bincount(minlength=classes**2)

@@ -54,7 +54,7 @@ from typing import NamedTuple
 import numpy
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor
 
 from .axes import A_AXIS, H_AXIS, W_AXIS, check_axes, check_choice
@@ -1145,7 +1145,7 @@ def linear_probe(
 
 # %% ../book/10-translations.ipynb #c1f2b842
 def mutual_information(
-    first: Int64[Tensor, "*axes"], second: Int64[Tensor, "*axes"]
+    first: Integer[Tensor, "*axes"], second: Integer[Tensor, "*axes"]
 ) -> float:
     r"""The mutual information of two columns of labels, in bits.
 
@@ -1163,7 +1163,7 @@ def mutual_information(
     Source: {ref}`sec-meaning`, {eq}`eq-information`.
     """
     size = int(second.max()) + 1
-    both = (first * size + second).flatten().bincount()
+    both = (first.long() * size + second.long()).flatten().bincount()
     both = F.pad(both, (0, -len(both) % size)).view(-1, size).double()
     both = both / both.sum()
     alone = both.sum(1, keepdim=True) * both.sum(0)

@@ -1683,3 +1683,12 @@ def test_a_trainer_takes_no_random_numbers_of_its_caller():
     before = torch.get_rng_state()
     Trainer(build(small()), small(), BRIEF, device="cpu")
     assert torch.equal(torch.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("kind", [torch.uint8, torch.int32])
+def test_labels_of_few_bits_are_judged_like_others(kind):
+    """A byte holds no product of two numbers of classes."""
+    labels = torch.arange(100).repeat(3)
+    scores = F.one_hot(labels).float()
+    found = training.judge(scores, labels.to(kind))
+    assert found.accuracy == 1 and found.confusion.diagonal().sum() == 300

@@ -1386,3 +1386,9 @@ def test_arrays_from_a_gpu_are_those_of_the_cpu(network, shapes, tmp_path):
     itself = torch.arange(len(shapes))
     found = own.translated_neighbours(index, index[itself], [0])
     assert torch.equal(found.indices.reshape(-1), itself)
+
+
+def test_information_of_labels_of_few_bits_is_whole():
+    labels = torch.arange(100).repeat(3).byte()
+    found = own.mutual_information(labels, labels)
+    assert found == pytest.approx(math.log2(100))
