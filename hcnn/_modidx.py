@@ -90,6 +90,10 @@ d = {
                 "06-data.html#dataset.__len__",
                 "hcnn/data.py",
             ),
+            "hcnn.data.Dataset.__post_init__": (
+                "06-data.html#dataset.__post_init__",
+                "hcnn/data.py",
+            ),
             "hcnn.data.Dataset.__repr__": (
                 "06-data.html#dataset.__repr__",
                 "hcnn/data.py",
@@ -511,6 +515,10 @@ d = {
                 "07-network.html#cascade._check_layer",
                 "hcnn/network.py",
             ),
+            "hcnn.network.Cascade._layers": (
+                "07-network.html#cascade._layers",
+                "hcnn/network.py",
+            ),
             "hcnn.network.Cascade._run": (
                 "07-network.html#cascade._run",
                 "hcnn/network.py",
@@ -563,6 +571,10 @@ d = {
                 "07-network.html#foldedhcnn.__init__",
                 "hcnn/network.py",
             ),
+            "hcnn.network.FoldedHCNN._plain": (
+                "07-network.html#foldedhcnn._plain",
+                "hcnn/network.py",
+            ),
             "hcnn.network.FoldedHCNN.filters": (
                 "07-network.html#foldedhcnn.filters",
                 "hcnn/network.py",
@@ -581,6 +593,10 @@ d = {
             ),
             "hcnn.network.HCNN.__init__": (
                 "07-network.html#hcnn.__init__",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.HCNN._untouched": (
+                "07-network.html#hcnn._untouched",
                 "hcnn/network.py",
             ),
             "hcnn.network.HCNN.fold": (
@@ -709,6 +725,10 @@ d = {
             ),
             "hcnn.network.save_network": (
                 "07-network.html#save_network",
+                "hcnn/network.py",
+            ),
+            "hcnn.network.untouched": (
+                "07-network.html#untouched",
                 "hcnn/network.py",
             ),
         },
@@ -915,6 +935,14 @@ d = {
             ),
             "hcnn.training._check": (
                 "08-training.html#_check",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._check_labels": (
+                "08-training.html#_check_labels",
+                "hcnn/training.py",
+            ),
+            "hcnn.training._check_names": (
+                "08-training.html#_check_names",
                 "hcnn/training.py",
             ),
             "hcnn.training._check_restart": (

@@ -6,6 +6,8 @@ $v_j$, $u_1$, $u_2$ ({ref}`sec-axes`). Layers with fewer attributes drop
 number at every depth.
 """
 
+from numbers import Integral
+
 from torch import Tensor
 
 A_AXIS, B_AXIS, C_AXIS, H_AXIS, W_AXIS = -5, -4, -3, -2, -1
@@ -61,6 +63,24 @@ def check_axes(function: str, hint: str = "", **arrays) -> None:
                 f"{tuple(value.shape)}; expected {expected}: ({layout})."
                 + (f" {hint}" if hint else "")
             )
+
+
+def check_count(function: str, name: str, value, hint: str = "") -> int:
+    """A positive integer, numpy's too, as an int; refuse all else.
+
+    Args:
+        function: the caller, named in the message.
+        name: of the argument.
+        value: what came.
+        hint: behind what was expected.
+    """
+    known = isinstance(value, Integral) and not isinstance(value, bool)
+    if not known or value < 1:
+        raise ValueError(
+            f"{function}: {name} is {value!r}; expected a positive "
+            f"integer{hint}"
+        )
+    return int(value)
 
 
 def check_choice(function: str, argument: str, value, choices) -> None:

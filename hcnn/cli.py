@@ -372,6 +372,12 @@ def predict(
             "predict: no image; name at least one file before --model"
         )
     network = runs.find_network(model)
+    if network.config.channels != 3:
+        raise ValueError(
+            f"predict: the network has {network.config.channels} colours "
+            "and image files are read with 3; expected one of 3; give "
+            "hcnn.training.predict arrays"
+        )
     pixels = torch.stack([read_image(path, size) for path in images])
     shares = scores_of(network, pixels).softmax(1)
     names = network.class_names or range(network.config.classes)

@@ -21,13 +21,20 @@ __all__ = [
 
 # %% ../book/03-conv5d.ipynb #27cf3690
 import warnings
+from numbers import Integral
 from typing import NamedTuple
 
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .axes import A_AXIS, PADDINGS, check_axes, check_choice
+from hcnn.axes import (
+    A_AXIS,
+    PADDINGS,
+    check_axes,
+    check_choice,
+    check_count,
+)
 
 
 # %% ../book/03-conv5d.ipynb #74c5cc6c
@@ -122,12 +129,12 @@ def support_pair(function: str, support) -> tuple[int, int]:
     Source: {ref}`sec-edges`.
     """
     pair = tuple(support) if isinstance(support, tuple | list) else ()
-    if len(pair) != 2 or not all(isinstance(s, int) for s in pair):
+    if len(pair) != 2 or not all(isinstance(s, Integral) for s in pair):
         raise ValueError(
             f"{function}: support is {support!r}; expected two odd "
             "integers, along b and c, such as (7, 11)"
         )
-    return pair
+    return int(pair[0]), int(pair[1])
 
 
 def check_support(
@@ -228,11 +235,8 @@ def attribute_conv5d(
 
 def check_stride(function: str, stride: int) -> None:
     """Refuse a spatial stride that is no positive integer."""
-    if not isinstance(stride, int) or stride < 1:
-        raise ValueError(
-            f"{function}: stride is {stride!r}; expected a positive "
-            "integer, 1 or 2 in the networks of the paper"
-        )
+    hint = ", 1 or 2 in the networks of the paper"
+    check_count(function, "stride", stride, hint)
 
 
 # %% ../book/03-conv5d.ipynb #c09d8253
@@ -307,7 +311,7 @@ def layer_sizes(
     Source: {ref}`sec-sizes`; the paper, Figure 2.
     """
     check_attribute_size("layer_sizes", K)
-    h, w = (size, size) if isinstance(size, int) else size
+    h, w = (size, size) if isinstance(size, Integral) else size
     s1, s2 = support_pair("layer_sizes", support)
     rows = [LayerSize(0, 1, 1, channels, h, w, 1, (1, 1), 0)]
     for j in range(1, 12):
@@ -326,13 +330,14 @@ def layer_sizes(
     return [*rows, LayerSize(12, 1, 1, classes, 1, 1, 1, (1, 1), 0)]
 
 
-def check_attribute_size(function: str, K: int) -> None:
-    """Refuse a K that cannot be halved twice."""
-    if not isinstance(K, int) or K < 4 or K % 4:
+def check_attribute_size(function: str, K: int) -> int:
+    """K as an int; one that cannot be halved twice is refused."""
+    if not isinstance(K, Integral) or K < 4 or K % 4:
         raise ValueError(
             f"{function}: K is {K!r}; expected a positive multiple of 4, "
             "since an attribute is halved twice; take 8 or 16"
         )
+    return int(K)
 
 
 # %% ../book/03-conv5d.ipynb #83e80861

@@ -35,7 +35,7 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from .axes import check_axes, check_choice
+from .axes import check_axes, check_choice, check_count
 from .vision import torchvision
 
 
@@ -53,6 +53,10 @@ class Dataset:
         factors: of drawn shapes, what each image was drawn from: a column
             for each of `FACTORS`, and `key`; None for photographs.
 
+    Raises:
+        TypeError: images that are no bytes.
+        ValueError: arrays of other axes, or of another length.
+
     Source: {ref}`sec-dataset`.
     """
 
@@ -62,6 +66,26 @@ class Dataset:
     name: str
     split: str
     factors: dict[str, Tensor] | None = None
+
+    def __post_init__(self):
+        images, labels = self.images, self.labels
+        check_axes(
+            "Dataset", images=(images, "n c h w"), labels=(labels, "n")
+        )
+        if images.dtype != torch.uint8:
+            raise TypeError(
+                f"Dataset: images are {images.dtype}; expected bytes, "
+                "torch.uint8 from 0 to 255"
+            )
+        for name, column in {
+            "labels": labels,
+            **(self.factors or {}),
+        }.items():
+            if len(column) != len(images):
+                raise ValueError(
+                    f"Dataset: {len(images)} images and {len(column)} values "
+                    f"of {name}; expected one for each image"
+                )
 
     def __len__(self) -> int:
         return len(self.images)
@@ -535,12 +559,15 @@ def read_image(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: no whole image of 8 or 16 bits a channel.
+        IsADirectoryError, PermissionError: one that cannot be opened.
+        ValueError: no whole image of 8 or 16 bits a channel, or a size
+            below 1.
 
     Source: {ref}`sec-files`.
     """
     from PIL import Image, ImageOps
 
+    size = check_count("read_image", "size", size)
     try:
         with Image.open(path) as file:
             image = ImageOps.exif_transpose(file)
@@ -548,9 +575,11 @@ def read_image(
             if pgm or image.mode.startswith("I;16"):
                 tags = getattr(file, "tag_v2", {})  # of a TIFF: 258, bits
                 top = 2 ** tags.get(258, (16,))[0] - 1
-                levels = numpy.asarray(image, dtype=numpy.float64) / top
+                values = numpy.asarray(image, dtype=numpy.float64)
+                levels = values / top
                 if tags.get(262) == 0:  # zero is white
                     levels = 1 - levels
+                levels[values == image.info.get("transparency", -1)] = 1
                 levels = (255 * levels).round().astype(numpy.uint8)
                 image = Image.fromarray(levels)
             if image.has_transparency_data:
@@ -564,6 +593,11 @@ def read_image(
         raise FileNotFoundError(
             f"read_image: there is no file {path}; expected the path of an "
             "image; correct it"
+        ) from None
+    except (IsADirectoryError, PermissionError) as error:
+        raise type(error)(
+            f"read_image: {path} cannot be opened ({error!r}); expected an "
+            "image file that may be read; correct the path or its permissions"
         ) from None
     except Exception as error:  # each decoder raises errors of its own
         raise ValueError(
@@ -666,7 +700,8 @@ def load_dataset(
 
     Args:
         name: "cifar10", "cifar100", "shapes10" (50,000 and 10,000
-            images), or the path of a folder of class folders. None means
+            images), or the path of a folder of class folders, whose files
+            .jpg, .png, .webp, .bmp, .tif, .ppm and .pgm are read. None means
             CIFAR-10 where `root` or HCNN_DATA says where it is, and
             otherwise shapes10, saying so once, in one line.
         split: "train" or "test".
@@ -714,11 +749,7 @@ def load_dataset(
             "folder with one folder of images for each class"
         )
     size = 32 if size is None else size
-    if size < 1:
-        raise ValueError(
-            f"load_dataset: images of {size} x {size} pixels; expected at "
-            "least 1 x 1; give a larger size"
-        )
+    size = check_count("load_dataset", "size", size, " of pixels")
     return _folder(folder, split, size)
 
 

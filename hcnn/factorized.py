@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .axes import check_count
 from hcnn.conv5d import (
     centred_conv2d,
     check_stride,
@@ -208,12 +209,7 @@ class FactorizedConv5d(nn.Module):
     ):
         super().__init__()
         name = type(self).__name__
-        for letter, value in (("d", d), ("q", q)):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(
-                    f"{name}: {letter} is {value!r}; expected a positive "
-                    "integer"
-                )
+        d, q = check_count(name, "d", d), check_count(name, "q", q)
         s1, s2 = support_pair(name, support)
         # on an axis as long as itself, only an even support is refused
         check_support(name, padding, b=(s1, s1), c=(s2, s2))

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from .axes import PADDINGS, check_axes, check_choice
 from .conv5d import check_stride, check_support, marginal
-from .runtime import rank_mean
+from .runtime import constants, rank_mean
 
 EPS, MOMENTUM = 1e-5, 0.1  # as in the factorized layer
 
@@ -94,8 +94,7 @@ TAPS = [(y, x) for y in (-1, 0, 1) for x in (-1, 0, 1)]
 LAGS = [(y, x) for y in range(3) for x in range(-2, 3) if (y, x) >= (0, 0)]
 
 
-@functools.cache
-@torch.inference_mode(False)  # for training, whoever asks first
+@constants
 def _assembly(device, dtype):
     """Matrices that make moments of totals (9) and of products (29).
 
@@ -498,7 +497,8 @@ def normalized_factors(
                 unbiased = var * (count / (count - 1))
                 running_var.lerp_(unbiased.to(running_var), MOMENTUM)
         else:
-            _check_finite(torch.linalg.vector_norm(mean))
+            wide = torch.promote_types(mean.dtype, torch.float32)
+            _check_finite(torch.linalg.vector_norm(mean, dtype=wide))
             h, m, var = factors, running_mean, running_var
         gain = (var + EPS).rsqrt()
         gain = gain if scale is None else gain * scale
@@ -508,8 +508,7 @@ def normalized_factors(
 
 
 # %% ../book/05-fused.ipynb #35f71aff
-@functools.cache
-@torch.inference_mode(False)
+@constants
 def _inside(b, c, s1, s2, padding, device, dtype):
     """How many samples each window meets at a tap: (b2 c2 s1*s2)."""
     taps = torch.eye(s1 * s2, dtype=dtype).unflatten(1, (s1, s2))
@@ -823,8 +822,7 @@ def _waves(b, c, y, x):
     return torch.polar(torch.ones_like(turns), 2 * torch.pi * turns)
 
 
-@functools.cache
-@torch.inference_mode(False)
+@constants
 def _frequencies(b, c, s1, s2, dtype):
     """Real matrices: samples (b c) there, (f alias part); of taps; back,
     (f part) to windows (b2 c2); and of maps (b2 c2) there, (f part)."""
@@ -840,7 +838,7 @@ def _frequencies(b, c, s1, s2, dtype):
     alone = (f2 == 0) | (4 * f2 == c)  # its own conjugate
     share = (2 - alone.double()) / (b * c)
     back, maps = (share * back).flatten(0, 1), 4 * back.flatten(0, 1)
-    return [matrix.to(dtype) for matrix in (there, taps, back, maps)]
+    return tuple(m.to(dtype) for m in (there, taps, back, maps))
 
 
 # %% ../book/05-fused.ipynb #2e413156

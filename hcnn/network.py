@@ -16,6 +16,7 @@ __all__ = [
     "OutputNorm",
     "Cascade",
     "choose_engine",
+    "untouched",
     "fast_step",
     "HCNN",
     "invariant_shifts",
@@ -38,6 +39,7 @@ import json
 import warnings
 from dataclasses import asdict, dataclass, fields, replace
 from importlib import resources
+from numbers import Integral
 from pathlib import Path
 
 import torch
@@ -45,7 +47,15 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from .axes import A_AXIS, B_AXIS, H_AXIS, PADDINGS, W_AXIS, check_choice
+from hcnn.axes import (
+    A_AXIS,
+    B_AXIS,
+    H_AXIS,
+    PADDINGS,
+    W_AXIS,
+    check_choice,
+    check_count,
+)
 from hcnn.conv5d import (
     attribute_conv5d,
     centred_conv2d,
@@ -111,13 +121,15 @@ class HCNNConfig:
     def __post_init__(self):
         name = type(self).__name__
         for field in ("classes", "Q", "channels"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
+            value = check_count(name, field, getattr(self, field))
+            object.__setattr__(self, field, value)
+        for field in ("plus", "output_norm"):
+            if not isinstance(getattr(self, field), bool):
                 raise ValueError(
-                    f"{name}: {field} is {value!r}; expected a positive "
-                    "integer"
+                    f"{name}: {field} is {getattr(self, field)!r}; "
+                    "expected True or False"
                 )
-        check_attribute_size(name, self.K)
+        object.__setattr__(self, "K", check_attribute_size(name, self.K))
         check_choice(name, "padding", self.padding, PADDINGS)
         check_choice(name, "head", self.head, HEADS)
         s1, s2 = support_pair(name, self.support)
@@ -136,6 +148,7 @@ class HCNNConfig:
                 f"{name}: spatial_strides are {strides!r}; expected "
                 "different depths from 1 to 11, such as (5, 9)"
             )
+        depths = tuple(map(int, depths))
         object.__setattr__(self, "spatial_strides", depths)
 
     @property
@@ -349,6 +362,12 @@ class Cascade(nn.Module):
         self, config: HCNNConfig, mean=None, std=None, class_names=None
     ):
         super().__init__()
+        if not isinstance(config, HCNNConfig):
+            raise TypeError(
+                f"{type(self).__name__}: config is {config!r}; expected an "
+                'HCNNConfig, such as preset("hcnn8-cifar10"); '
+                "load_pretrained gives a trained network"
+            )
         self.config = config
         self.mean, self.std = (
             None if values is None else tuple(float(v) for v in values)
@@ -368,6 +387,11 @@ class Cascade(nn.Module):
                     f"values; the configuration expects {count}; give one "
                     "for each"
                 )
+        if not all(value > 0 for value in self.std or ()):
+            raise ValueError(
+                f"{type(self).__name__}: std is {self.std}; expected numbers "
+                "above 0; take 1 for a colour that is constant"
+            )
 
     def standardize(
         self, images: UInt8[Tensor, "n c h w"]
@@ -403,10 +427,9 @@ class Cascade(nn.Module):
             return self.W12(scores) if hasattr(self, "W12") else scores
         if j == 3:
             x = x[:, None]  # W_1 has summed the colours: a has one value
-        x = getattr(self, f"W{j}")(x)
-        if hasattr(self, f"norm{j}"):
-            x = getattr(self, f"norm{j}")(x)
-        return F.elu(x)
+        operator, norm = self._layers(j)
+        x = operator(x)
+        return F.elu(x if norm is None else norm(x))
 
     def layer(self, images: Float[Tensor, "n c h w"], j: int) -> Tensor:
         """x_j of images, after its ELU and before the next mean.
@@ -470,10 +493,14 @@ class Cascade(nn.Module):
             mean=self.mean, std=self.std, class_names=self.class_names
         )
 
+    def _layers(self, j):
+        """W_j and the normalization behind it, None if there is none."""
+        return getattr(self, f"W{j}"), getattr(self, f"norm{j}", None)
+
     def _run(self, function, x, start, stop):
         """The steps after depth `start`, up to depth `stop`."""
         for j in (start, stop):
-            if not isinstance(j, int) or j not in range(DEPTH + 1):
+            if not isinstance(j, Integral) or j not in range(DEPTH + 1):
                 raise ValueError(
                     f"{function}: depth {j!r}; expected an integer from 0 "
                     f"(the images) to {DEPTH} (the scores)"
@@ -542,6 +569,22 @@ def choose_engine(function: str, engine: str, config: HCNNConfig) -> str:
     return fast if engine == "auto" else engine
 
 
+_LAYERS = (FirstConv, SecondConv, FactorizedConv5d, OutputNorm)
+_HOOKS = ("_forward_pre", "_forward", "_backward_pre", "_backward")
+
+
+def untouched(layer: nn.Module) -> bool:
+    """Whether a fast engine may take a layer's tensors and not call it.
+
+    It may not where calling does more: a class of one's own, a `forward`
+    of one's own, a hook, such as pruning leaves.
+
+    Source: {ref}`sec-engine`.
+    """
+    own = type(layer) in _LAYERS and "forward" not in vars(layer)
+    return own and not any(getattr(layer, f"{k}_hooks") for k in _HOOKS)
+
+
 def fast_step(
     operator: nn.Module,
     norm: nn.Module | None,
@@ -595,7 +638,9 @@ class HCNN(Cascade):
         config: the configuration, such as `preset("hcnn-cifar10")`.
         engine: "factorized"; "fused", or "lean" for (+); or "auto", the
             fast one of these. It changes the speed alone: parameters,
-            state_dict and results are the same, up to rounding.
+            state_dict and results are the same, up to rounding. A layer
+            that was replaced, subclassed or hooked is called, as in
+            "factorized"; so are all where a compiler traces.
         mean: of each colour of the training images, in [0, 1].
         std: their deviations.
         class_names: names of the classes.
@@ -643,14 +688,23 @@ class HCNN(Cascade):
             self.W12 = nn.Linear(config.K, config.classes)
 
     def step(self, x: Tensor, j: int, mean: bool = False) -> Tensor:
-        if self.engine == "factorized" or j == DEPTH:
+        traced = torch.compiler.is_compiling() or torch.jit.is_tracing()
+        if self.engine == "factorized" or j == DEPTH or traced:
             return super().step(x, j)
-        norm = getattr(self, f"norm{j}", None)
+        if not self._untouched(j):
+            return super().step(x, j)
+        mean = mean and self._untouched(j + 1)  # else it is given x_j whole
+        operator, norm = self._layers(j)
         if j == 1:
-            x = self.W1(x.contiguous(memory_format=torch.channels_last))
+            x = operator(x.contiguous(memory_format=torch.channels_last))
             return F.elu(x) if norm is None else norm.elu(lift(x))[:, 0, 0]
-        x = fast_step(getattr(self, f"W{j}"), norm, lift(x), mean)
+        x = fast_step(operator, norm, lift(x), mean)
         return x[:, 0] if j == 2 else x  # there is one value of v_0
+
+    def _untouched(self, j):
+        """Whether the fast engine runs step j."""
+        own = () if j == DEPTH else filter(None, self._layers(j))
+        return all(map(untouched, own))
 
     def parameter_count(self, folded: bool = True) -> int:
         """Parameters as the paper counts them.
@@ -911,17 +965,7 @@ class FoldedHCNN(Cascade):
             kernel, bias = (
                 filters[f"W{row.j}.{kind}"] for kind in ("kernel", "bias")
             )
-            where = dict(stride=row.stride, padding=config.padding)
-            if row.j == 1:
-                own = plain_conv2d(kernel, bias, **where)
-            elif row.j == 2:
-                own = folded_conv2d(
-                    kernel[:, None], bias, 1, config.K, **where
-                )
-            else:
-                own = folded_conv2d(
-                    kernel, bias, config.K // 2, config.K, **where
-                )
+            own = self._plain(row, kernel, bias)
             self.add_module(f"W{row.j}", own)
             own.register_buffer("kernel", kernel, persistent=False)
         if config.head == "dense":
@@ -930,6 +974,15 @@ class FoldedHCNN(Cascade):
                 value = nn.Parameter(filters[f"W12.{name}"], False)
                 setattr(self.W12, name, value)
         super().train(False)
+
+    def _plain(self, row, kernel, bias):
+        """Layer W_j as a convolution of the plane."""
+        b, c = (1 if row.j == 2 else self.config.K // 2), self.config.K
+        where = dict(stride=row.stride, padding=self.config.padding)
+        if row.j == 1:
+            return plain_conv2d(kernel, bias, **where)
+        kernel = kernel[:, None] if row.j == 2 else kernel
+        return folded_conv2d(kernel, bias, b, c, **where)
 
     def step(self, x: Tensor, j: int, mean: bool = False) -> Tensor:
         if j in (1, DEPTH):
@@ -941,13 +994,26 @@ class FoldedHCNN(Cascade):
         return x[:, 0] if j == 2 else x  # there is one value of v_0
 
     def filters(self) -> dict[str, Tensor]:
-        """What the network was made from, as `folded_filters` has it."""
+        """What the network was made from, as `folded_filters` has it.
+
+        Raises:
+            ValueError: weights that are no longer those of the filters.
+        """
         K, found = self.config.K, {}
-        for j in range(1, DEPTH):
-            own = getattr(self, f"W{j}")
+        for row in layer_sizes(**self.config.geometry)[1:-1]:
+            j, own = row.j, getattr(self, f"W{row.j}")
             bias = own.bias if j < 3 else own.bias.view(K // 4, K // 2, -1)
-            found[f"W{j}.kernel"] = own.kernel
-            found[f"W{j}.bias"] = bias[: len(own.kernel)] if j < 3 else bias
+            bias = bias[: len(own.kernel)] if j < 3 else bias
+            kernel = own.weight if j == 1 else own.kernel
+            made = self._plain(row, kernel, bias).weight
+            near = torch.finfo(made.dtype).eps * kernel.abs().max()
+            if (made - own.weight).abs().max() > 4 * near:
+                raise ValueError(
+                    f"filters: the weights of W{j} are not those of its "
+                    "filters, since they were loaded or changed; change "
+                    "the network it came from, and fold that again"
+                )
+            found[f"W{j}.kernel"], found[f"W{j}.bias"] = kernel, bias
         if hasattr(self, "W12"):
             found["W12.weight"] = self.W12.weight
             found["W12.bias"] = self.W12.bias
@@ -1140,7 +1206,7 @@ def export_onnx(
     if isinstance(network, HCNN) and not config.plus:
         network = network.fold()
     network.engine = "factorized"  # of operations that ONNX knows
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = (size, size) if isinstance(size, Integral) else size
     images = torch.zeros(2, config.channels, height, width)
     with warnings.catch_warnings(), torch.autocast("cpu", enabled=False):
         warnings.simplefilter("ignore", FutureWarning)  # torch's own

@@ -241,6 +241,10 @@ def train(
             f"train: seeds are {list(seeds)}; expected different numbers, "
             "at least one (--seeds)"
         )
+    if minutes is not None and not minutes >= 0:
+        raise ValueError(
+            f"train: minutes are {minutes}; expected 0 or more (--minutes)"
+        )
     code = runtime.environment()  # that runs now, whatever is edited later
     code = {name: code[name] for name in ("commit", "dirty")}
     data, test = images or datasets(run.data, run.validation, run.root)

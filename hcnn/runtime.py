@@ -9,7 +9,7 @@ import secrets
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
@@ -133,6 +133,28 @@ def _bf16_is_faster(device: torch.device) -> bool:
                 if trial:  # the first warms up
                     best[dtype] = min(seconds, best.get(dtype, seconds))
     return best[torch.float32] >= 1.2 * best[torch.bfloat16]
+
+
+def constants(make: Callable) -> Callable:
+    """Keep the tensors that a function makes, as `functools.cache` does.
+
+    They serve training too, whoever asks first; those that a tracer makes
+    in place of real ones are not kept.
+    """
+    known = {}
+
+    @functools.wraps(make)
+    def get(*key):
+        if key in known:
+            return known[key]
+        with torch.inference_mode(False):
+            made = make(*key)
+        several = made if isinstance(made, tuple) else (made,)
+        if all(type(one) is torch.Tensor for one in several):
+            known[key] = made
+        return made
+
+    return get
 
 
 def keep_memory() -> bool:

@@ -77,7 +77,7 @@ from jaxtyping import Float, Int64, Integer, UInt8
 from torch import Tensor, nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from .axes import check_choice
+from .axes import check_axes, check_choice, check_count
 from .data import Augment, Dataset, standardize
 from hcnn.runtime import (
     PRECISIONS,
@@ -564,6 +564,27 @@ class Evaluation:
         return self.correct / self.count
 
 
+def _check_labels(what, labels, classes):
+    """Refuse labels that are numbers of no class."""
+    low, high = labels.min().item(), labels.max().item()
+    if not 0 <= low <= high < classes:
+        raise ValueError(
+            f"{what} has labels from {low} to {high}; expected 0 to "
+            f"{classes - 1}, numbers of its class_names"
+        )
+
+
+def _check_names(function, network, data):
+    """Refuse a network that has the names of other classes."""
+    own, names = getattr(network, "class_names", None), data.class_names
+    if own is not None and list(map(str, own)) != list(map(str, names)):
+        raise ValueError(
+            f"{function}: {data.name} has the classes {names} and the "
+            f"network {own}; expected the same, or a network without "
+            "class_names"
+        )
+
+
 def judge(
     scores: Float[Tensor, "n classes"], labels: Integer[Tensor, " n"]
 ) -> Evaluation:
@@ -574,7 +595,7 @@ def judge(
         labels: the true classes.
 
     Raises:
-        ValueError: no images.
+        ValueError: no images, or labels that are no classes.
 
     Source: {ref}`sec-evaluate`.
     """
@@ -584,6 +605,7 @@ def judge(
         )
     labels = labels.to(scores.device, torch.long)  # bytes would wrap
     classes = scores.shape[1]
+    _check_labels("judge", labels, classes)
     found = scores.argmax(1)
     pairs = (labels * classes + found).bincount(minlength=classes**2)
     confusion = pairs.view(classes, classes).cpu()
@@ -616,8 +638,15 @@ def predict(
             rounding.
         precision: "float32", "bf16" or "auto".
 
+    Raises:
+        TypeError: images that are no tensor, or no bytes.
+        ValueError: images of other axes or colours, or a batch below 1.
+
     Source: {ref}`sec-evaluate`.
     """
+    one = "For one image give image[None]."
+    check_axes("predict", one, images=(images, "n c h w"))
+    check_count("predict", "batch", batch)
     device, scores = next(network.parameters()).device, []
     modes = [(own, own.training) for own in network.modules()]
     network.eval()
@@ -653,8 +682,13 @@ def evaluate(
         batch: images at a time.
         precision: "float32", "bf16" or "auto".
 
+    Raises:
+        ValueError: the network has other class names, or what `predict`
+            and `judge` refuse.
+
     Source: {ref}`sec-evaluate`.
     """
+    _check_names("evaluate", network, data)
     options = dict(mirror=mirror, batch=batch, precision=precision)
     return judge(predict(network, data.images, **options), data.labels)
 
@@ -1438,6 +1472,11 @@ def _noting_sigterm(wanted):
 # %% ../book/08-training.ipynb #ace93339
 def _check(network, data, recipe, test, ranks):
     """Refuse what does not fit together, before anything is done."""
+    if not isinstance(recipe, Recipe):
+        raise TypeError(
+            f"Trainer: recipe is {recipe!r}; expected a Recipe, such as "
+            'recipe("modern")'
+        )
     classes, names = network.config.classes, data.class_names
     if len(names) < 2 or len(names) != classes:
         raise ValueError(
@@ -1450,19 +1489,9 @@ def _check(network, data, recipe, test, ranks):
             raise ValueError(
                 f"Trainer: {own.name} has no image; expected one at least"
             )
-        low, high = own.labels.min().item(), own.labels.max().item()
-        if not 0 <= low <= high < classes:
-            raise ValueError(
-                f"Trainer: {own.name} has labels from {low} to {high}; "
-                f"expected 0 to {classes - 1}, numbers of its class_names"
-            )
-    own = getattr(network, "class_names", None)
-    if own is not None and tuple(own) != tuple(names):
-        raise ValueError(
-            f"Trainer: {data.name} has the classes {names} and the network "
-            f"{own}; expected the same, or a network without class_names"
-        )
-    if test is not None and test.class_names != names:
+        _check_labels(f"Trainer: {own.name}", own.labels, classes)
+    _check_names("Trainer", network, data)
+    if test is not None and tuple(test.class_names) != tuple(names):
         raise ValueError(
             f"Trainer: {data.name} has the classes {names} and test "
             f"{test.class_names}; expected the same"

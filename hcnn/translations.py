@@ -353,9 +353,9 @@ class _Stored:
     """Arrays in memory, or in a file that is read where it lies."""
 
     def __init__(self, arrays, smooth, device):
+        if not isinstance(arrays, str | Path):
+            arrays = torch.as_tensor(arrays).detach()
         self.arrays, self.smooth, self.device = arrays, smooth, device
-        if isinstance(arrays, Tensor):
-            self.arrays = arrays.detach()
         shape = tuple(self._all().shape)
         if len(shape) != 3 or 0 in shape:
             raise ValueError(
@@ -594,6 +594,7 @@ class ArrayIndex:
         """
         if exclude is None:
             exclude = torch.full((len(queries),), -1)
+        exclude = torch.as_tensor(exclude)
         _check_search(self, queries, k, exclude)
         found = []
         for start in range(0, len(queries), _QUERIES):
@@ -1032,8 +1033,16 @@ def other_orders(
         tau: 0 to b - 1; with 0 any order will do.
         generator: on the CPU.
 
+    Raises:
+        ValueError: numbers for which there is no such order.
+
     Source: {ref}`sec-controls`.
     """
+    if tau not in range(b) or (tau and b < 4):
+        raise ValueError(
+            f"other_orders: a step of {tau} among {b} rows; expected 4 rows "
+            "or more, and a step below their number"
+        )
     orders = torch.rand(n, b, generator=generator).argsort(1)
     while tau:
         steps = (orders.roll(-tau, 1) - orders) % b
@@ -1282,11 +1291,17 @@ def image_properties(
         from horizontal, counter-clockwise, 0 to 180.
 
     Raises:
+        TypeError: images that are no bytes.
         ValueError: other colours, or fewer than 3 x 3 pixels.
 
     Source: {ref}`sec-meaning`.
     """
     check_axes("image_properties", images=(images, "n c h w"))
+    if images.dtype != torch.uint8:
+        raise TypeError(
+            f"image_properties: images are {images.dtype}; expected bytes, "
+            "torch.uint8 from 0 to 255"
+        )
     if images.shape[1] != 3 or min(images.shape[2:]) < 3:
         raise ValueError(
             f"image_properties: images of shape {tuple(images.shape)}; "

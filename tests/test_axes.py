@@ -1,9 +1,19 @@
 """The letters of the axes, and the error messages."""
 
+import re
+
+import numpy
 import pytest
 import torch
 
-from hcnn.axes import LETTERS, PADDINGS, axis, check_axes, check_choice
+from hcnn.axes import (
+    LETTERS,
+    PADDINGS,
+    axis,
+    check_axes,
+    check_choice,
+    check_count,
+)
 
 LAYOUTS = ("nchw", "nbchw", "nabchw")
 
@@ -90,3 +100,18 @@ def test_check_choice_names_all_choices(value):
     assert str(error.value) == (
         f"layer: padding is {value!r}; expected one of 'zero', 'periodic'"
     )
+
+
+@pytest.mark.parametrize("value", [1, 7, numpy.int64(7)])
+def test_check_count_gives_an_int(value):
+    found = check_count("layer", "d", value)
+    assert type(found) is int and found == value
+
+
+@pytest.mark.parametrize(
+    "value", [0, -1, 1.0, True, "1", None, numpy.int8(0)]
+)
+def test_check_count_refuses_all_else(value):
+    words = f"layer: d is {value!r}; expected a positive integer, or two"
+    with pytest.raises(ValueError, match=re.escape(words)):
+        check_count("layer", "d", value, ", or two")

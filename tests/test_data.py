@@ -138,6 +138,44 @@ def test_a_data_set_describes_itself_in_one_line(shapes):
     )
 
 
+@pytest.mark.parametrize(
+    "change, error, words",
+    [
+        (
+            dict(labels=torch.zeros(3, dtype=torch.long)),
+            ValueError,
+            "2 images and 3 values of labels; expected one for each",
+        ),
+        (
+            dict(factors=dict(key=torch.zeros(1))),
+            ValueError,
+            "2 images and 1 values of key",
+        ),
+        (
+            dict(images=torch.zeros(2, 3, 4, 4)),
+            TypeError,
+            "images are torch.float32; expected bytes",
+        ),
+        (
+            dict(images=torch.zeros(2, 4, 4, dtype=torch.uint8)),
+            ValueError,
+            "images has 3 axes",
+        ),
+    ],
+)
+def test_a_data_set_refuses_what_does_not_fit(
+    change, error, words, no_shape_checks
+):
+    fitting = dict(
+        images=torch.zeros(2, 3, 4, 4, dtype=torch.uint8),
+        labels=torch.zeros(2, dtype=torch.long),
+    )
+    names = dict(class_names=("a", "b"), name="x", split="test")
+    Dataset(**fitting, **names)
+    with pytest.raises(error, match=re.escape(words)):
+        Dataset(**fitting | change, **names)
+
+
 def test_a_data_set_cannot_be_changed_in_place(shapes):
     with pytest.raises(AttributeError):
         shapes.labels = None
@@ -932,6 +970,16 @@ def test_what_is_transparent_is_laid_on_white(tmp_path):
     assert read_back.float().mean() > 254
 
 
+def test_a_transparent_grey_of_sixteen_bits_is_laid_on_white(tmp_path):
+    eight = random_images(32, 32).numpy()
+    sixteen = eight.astype(numpy.uint16) * 257
+    gone = int(sixteen[3, 5])
+    name = tmp_path / "x.png"
+    Image.fromarray(sixteen).save(name, transparency=gone)
+    eight[sixteen == gone] = 255
+    assert torch.equal(read(name)[0], torch.from_numpy(eight))
+
+
 @pytest.mark.parametrize("transparency", [None, 0, b"\x00\xff\x80"])
 def test_palettes_are_looked_up(tmp_path, transparency):
     image = Image.new("P", (32, 32), 1)
@@ -1010,20 +1058,35 @@ def test_a_broken_file_is_named(folder, ending, fault):
     )
 
 
-@pytest.mark.parametrize(
-    "cause", [PermissionError("no right"), MemoryError]
-)
-def test_why_a_file_cannot_be_read_is_said(tmp_path, monkeypatch, cause):
-    def refuse(_):
-        raise cause
-
-    monkeypatch.setattr(Image, "open", refuse)
-    name = r"PermissionError\('no right'\)"
+def test_why_a_file_cannot_be_read_is_said(tmp_path, monkeypatch):
     with pytest.raises(
-        ValueError,
-        match=rf"cannot be read as an image \(({name}|MemoryError\(\))\); exp",
+        IsADirectoryError, match=r"cannot be opened \(IsADir"
     ):
-        read(tmp_path / "x.png")
+        read(tmp_path)
+    for cause, error, words in (
+        (
+            PermissionError("no right"),
+            PermissionError,
+            "opened (Permission",
+        ),
+        (MemoryError, ValueError, "read as an image (MemoryError())"),
+    ):
+
+        def refuse(_, cause=cause):
+            raise cause
+
+        monkeypatch.setattr(Image, "open", refuse)
+        with pytest.raises(error, match=re.escape(words)):
+            read(tmp_path / "x.png")
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.5, True])
+def test_a_size_of_no_pixels_is_refused(tmp_path, size, no_shape_checks):
+    picture().save(tmp_path / "x.png")
+    with pytest.raises(
+        ValueError, match=r"size is .*; expected a positive"
+    ):
+        data_module.read_image(tmp_path / "x.png", size)
 
 
 def test_a_name_of_no_file_is_not_called_a_bad_image(tmp_path):

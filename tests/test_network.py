@@ -5,11 +5,14 @@ import json
 import os
 import re
 import sys
+import warnings
 from itertools import product
 from pathlib import Path
 
+import numpy
 import pytest
 import torch
+import torch.nn.utils.prune
 from safetensors import safe_open
 from torch.testing import assert_close
 
@@ -209,6 +212,126 @@ def test_second_derivatives_need_the_factorized_engine(plus):
     assert second.isfinite().all() and second.abs().max() > 0
 
 
+def subclassed(layer):
+    class Own(type(layer)):
+        def forward(self, x):
+            return super().forward(x).sin()
+
+    layer.__class__ = Own
+
+
+CHANGES = {  # a normalization undoes no sine
+    "class": subclassed,
+    "forward": lambda layer: setattr(
+        layer, "forward", lambda x: type(layer).forward(layer, x).sin()
+    ),
+    "hook": lambda layer: layer.register_forward_hook(
+        lambda _, given, out: out.sin()
+    ),
+    "hook before": lambda layer: layer.register_forward_pre_hook(
+        lambda _, given: given[0].sin()
+    ),
+    "hook of gradients": lambda layer: layer.register_full_backward_hook(
+        lambda _, inner, outer: tuple(2 * g for g in inner)
+    ),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize(
+    "name", ["W1", "W2", "W3", "W11", "norm1", "norm5"]
+)
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_fast_engine_calls_a_layer_that_was_changed(name, change, plus):
+    own = network(plus=plus)
+    fast, factorized = both(plus=plus)
+    for one in (fast, factorized):
+        CHANGES[change](getattr(one, name))
+    x = images(fast, 3)
+    weights = torch.randn(3, 10, generator=rng(2), dtype=torch.float64)
+    found, expected, before = (
+        one_step(one, x, weights) for one in (fast, factorized, own)
+    )
+    assert_close(found, expected, rtol=1e-8, atol=1e-11)
+    apart = (found[1]["x"] - before[1]["x"]).abs().max()
+    assert apart > 1e-3 * before[1]["x"].abs().max()
+
+
+def test_a_layer_may_be_replaced_or_removed():
+    fast, factorized = both()
+    for one in (fast, factorized):
+        one.norm4, one.norm7 = torch.nn.Identity(), None
+        del one.norm5
+    x = images(fast, 3)
+    assert_close(fast(x), factorized(x), rtol=1e-9, atol=1e-12)
+    assert not torch.equal(fast(x), network()(x))
+
+
+def test_pruned_weights_are_pruned_in_each_step():
+    own = network(**PAPER)
+    for name in ("spatial", "attribute"):
+        torch.nn.utils.prune.random_unstructured(own.W5, name, 0.5)
+    pruned = own.W5.spatial_mask == 0
+    optimizer = torch.optim.SGD(own.parameters(), 0.05)
+    for _ in range(2):
+        optimizer.zero_grad()
+        own(images(own, 3)).square().sum().backward()
+        optimizer.step()
+    own(images(own, 3))
+    assert pruned.any() and (own.W5.spatial[pruned] == 0).all()
+    kept = own.W5.spatial_orig[~pruned]
+    assert_close(own.W5.spatial[~pruned], kept, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_a_network_can_be_compiled_exported_and_traced(
+    plus, no_shape_checks
+):
+    own = trained(network(plus=plus))
+    x = images(own)
+    expected, gradients = one_step(own, x, torch.ones(2, 10))
+    compiled = torch.compile(own, backend="eager", fullgraph=True)
+    try:
+        found = compiled(x)
+        (gradient,) = torch.autograd.grad(found.sum(), own.W5.spatial)
+    finally:
+        torch.compiler.reset()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # shapes are constants of a trace
+        others = (
+            torch.export.export(own, (x,)).module(),
+            torch.jit.trace(own, x),
+        )
+    for scores in (found, *(other(x) for other in others)):
+        assert_close(scores, expected, rtol=1e-9, atol=1e-12)
+    expected = gradients["W5.spatial"]
+    assert_close(gradient, expected, rtol=1e-8, atol=1e-11)
+
+
+@pytest.mark.parametrize("plus", [False, True])
+def test_tensors_that_are_not_real_are_not_kept(plus):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    # sizes that no other test has, so that nothing is kept yet
+    changes = dict(K=12, support=(5, 5), padding="periodic", plus=plus)
+    own = network(dtype=torch.float32, **changes)
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with pytest.raises(Exception), fake:  # noqa: B017
+        own(torch.randn(2, 3, 8, 8))
+    own(torch.randn(2, 3, 8, 8)).sum().backward()
+
+
+@pytest.mark.parametrize("plus", [False, True])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_types_evaluate(dtype, plus):
+    own = trained(network(plus=plus))
+    x = images(own, 4, (32, 32))
+    expected = own(x)
+    found = own.to(dtype)(50 * x.to(dtype) / 50)
+    assert found.dtype == dtype
+    assert_close(found.double(), expected, rtol=0.2, atol=0.2)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", KINDS)
 def test_on_a_gpu_a_network_gives_the_scores_of_the_cpu(kind, tmp_path):
@@ -333,6 +456,26 @@ def test_a_folded_network_is_kept_by_its_filters_alone(kind, tmp_path):
     assert shapes["W11.kernel"] == (last, 3, 7, 3, 3)
     assert shapes["W11.bias"] == (2, 4, last) and shapes["W2.bias"] == (8,)
     assert len(shapes) == 22 + 2 * (own.config.head == "dense")
+
+
+@pytest.mark.parametrize("kind", PLAIN)
+@pytest.mark.parametrize("j", [2, 3, 11])
+def test_a_folded_network_of_other_weights_is_not_saved(kind, j, tmp_path):
+    own, path = trained(network(**PLAIN[kind])), tmp_path / "a.safetensors"
+    folded, other = own.fold(), trained(network(1, **PLAIN[kind])).fold()
+    folded.half().save(path)
+    assert_close(own.fold().half().state_dict(), folded.state_dict())
+    folded.load_state_dict(other.state_dict())
+    with pytest.raises(ValueError, match="the weights of W2 are not those"):
+        folded.save(path)
+    folded = own.fold()
+    folded.W1.weight[0, 0, 1, 1] += 1  # this one has no other form
+    folded.W11.bias[0] += 1
+    folded.save(path)
+    assert torch.equal(HCNN.load(path)(images(own)), folded(images(own)))
+    getattr(folded, f"W{j}").weight[0, 0, 1, 1] += 1e-3
+    with pytest.raises(ValueError, match=f"the weights of W{j} are not"):
+        folded.save(path)
 
 
 def test_the_folded_network_of_the_paper_is_a_small_file(tmp_path):
@@ -526,6 +669,20 @@ def test_a_network_folds_in_full_precision_under_autocast():
     x = images(own).float()
     with torch.no_grad():
         assert_close(folded(x), own(x), rtol=1e-4, atol=1e-5)
+
+
+def test_a_configuration_of_numpy_s_integers_is_the_same(no_shape_checks):
+    one, five = numpy.int64(1), numpy.int32(5)
+    own = HCNNConfig(
+        classes=10 * one,
+        K=8 * one,
+        Q=five,
+        support=(3 * one, 7 * one),
+        spatial_strides=(five, 9 * one),
+    )
+    assert own == HCNNConfig(K=8, Q=5, support=(3, 7))
+    json.dumps(dataclasses.asdict(own))
+    assert layer_sizes(8 * one)[0].h == 8
 
 
 def test_a_configuration_from_lists_is_the_same(no_shape_checks):
@@ -920,6 +1077,31 @@ def test_the_summary_tells_the_cost_of_its_own_configuration(plus):
             ValueError,
             lambda: HCNNConfig(spatial_strides=5),
             "spatial_strides are 5; expected different depths",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(plus="False"),
+            "plus is 'False'; expected True or False",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(output_norm=1),
+            "output_norm is 1; expected True or False",
+        ),
+        (
+            ValueError,
+            lambda: HCNNConfig(classes=True),
+            "classes is True; expected a positive integer",
+        ),
+        (
+            TypeError,
+            lambda: HCNN("hcnn8-cifar10"),
+            "config is 'hcnn8-cifar10'; expected an HCNNConfig",
+        ),
+        (
+            ValueError,
+            lambda: HCNN(HCNNConfig(), mean=[0.5] * 3, std=[1, 0, 1]),
+            "std is (1.0, 0.0, 1.0); expected numbers above 0",
         ),
         (
             ValueError,

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from hcnn import cli, network, results, runs, runtime, training
 from hcnn.data import load_dataset, read_image, shapes10
@@ -785,6 +786,27 @@ def test_the_commands_train_evaluate_and_predict(
     best = row.argmax()
     told = f"{image}: {names[best]} {100 * row[best]:.1f} %"
     assert capsys.readouterr().out.startswith(told)
+
+
+@pytest.mark.parametrize("minutes", ["-1", "nan"])
+def test_a_time_that_is_none_is_refused(minutes, tmp_path, capsys):
+    out = tmp_path / "run"
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["train", "--minutes", minutes, "--out", str(out)])
+    assert caught.value.code == 2
+    assert "expected 0 or more (--minutes)" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_a_network_of_one_colour_does_not_predict_files(tmp_path, capsys):
+    own = HCNN(preset("hcnn8-cifar10", channels=1), mean=[0.5], std=[0.2])
+    own.save(tmp_path / "grey.safetensors")
+    picture = tmp_path / "x.png"
+    Image.new("RGB", (32, 32)).save(picture)
+    words = ["--model", str(tmp_path / "grey.safetensors")]
+    with pytest.raises(SystemExit):
+        cli.main(["predict", str(picture), *words])
+    assert "the network has 1 colours" in capsys.readouterr().err
 
 
 def test_a_network_that_changed_is_noticed(

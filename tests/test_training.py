@@ -8,6 +8,7 @@ import math
 import os
 import pickle
 import random
+import re
 import resource
 import shutil
 import signal
@@ -38,6 +39,7 @@ from hcnn.training import (
     data_digest,
     evaluate,
     history,
+    judge,
     learning_rate,
     parameter_groups,
     predict,
@@ -1424,11 +1426,58 @@ def test_a_run_that_diverged_says_so_again(tmp_path):
             train(tmp_path, recipe=wild, save_minutes=0.0)
 
 
-def test_a_network_of_other_classes_is_refused(tmp_path):
+def test_a_network_of_other_classes_is_refused(no_shape_checks):
     data = small(9)
     network = build(replace(data, class_names=tuple("abcdefghij")))
     with pytest.raises(ValueError, match=r"has the classes .* the network"):
         Trainer(network, data, BRIEF, device="cpu")
+    with pytest.raises(ValueError, match=r"^evaluate: .* the network"):
+        evaluate(network, data)
+    numbers = replace(data, class_names=tuple(range(10)))
+    network = build(numbers)  # it keeps their names as text
+    Trainer(network, numbers, BRIEF, device="cpu")
+    assert evaluate(network, numbers).count == 9
+
+
+def test_labels_of_no_class_are_not_judged():
+    data = small(9)
+    with pytest.raises(
+        ValueError, match=r"judge has labels from 3 to 10; exp"
+    ):
+        judge(torch.zeros(9, 10), torch.tensor([3, *[10] * 8]))
+    with pytest.raises(ValueError, match="labels from -1 to"):
+        evaluate(build(data), replace(data, labels=data.labels - 1))
+
+
+@pytest.mark.parametrize(
+    "error, call, words",
+    [
+        (
+            TypeError,
+            lambda own, data: Trainer(own, data, "modern"),
+            "recipe is 'modern'; expected a Recipe",
+        ),
+        (
+            TypeError,
+            lambda own, data: predict(own, data.images.numpy()),
+            "predict: images is a ndarray; expected a torch.Tensor",
+        ),
+        (
+            ValueError,
+            lambda own, data: predict(own, data.images[0]),
+            "images has 3 axes, shape (3, 8, 8); expected 4",
+        ),
+        (
+            ValueError,
+            lambda own, data: predict(own, data.images, batch=0),
+            "batch is 0; expected a positive integer",
+        ),
+    ],
+)
+def test_slips_are_told(error, call, words, no_shape_checks):
+    data = small(9)
+    with pytest.raises(error, match=re.escape(words)):
+        call(build(data), data)
 
 
 def test_advice_fits_the_recipe(tmp_path):

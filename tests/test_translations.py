@@ -293,8 +293,24 @@ def test_ties_are_broken_by_index():
     query = own.smooth_attribute(array)
     index = own.ArrayIndex(arrays)
     assert index.search(query, 4).indices.tolist() == [[0, 1, 2, 3]]
-    out = torch.tensor([1])
-    assert index.search(query, 3, out).indices.tolist() == [[0, 2, 3]]
+    for out in (torch.tensor([1]), [1]):
+        assert index.search(query, 3, out).indices.tolist() == [[0, 2, 3]]
+
+
+def test_arrays_of_numpy_are_searched_like_others(unchecked):
+    arrays = randn(5, 4, 8).float()
+    queries = own.smooth_attribute(arrays, 2)[:2]
+    expected = own.ArrayIndex(arrays).search(queries, 3)
+    assert_close(
+        own.ArrayIndex(arrays.numpy()).search(queries, 3), expected
+    )
+
+
+@pytest.mark.parametrize("b, tau", [(3, 1), (2, 1), (8, 8), (8, -1)])
+def test_rows_that_have_no_other_order_are_refused(b, tau):
+    with pytest.raises(ValueError, match=f"a step of {tau} among {b} rows"):
+        own.other_orders(4, b, tau, rng(0))
+    assert own.other_orders(4, b, 0, rng(0)).shape == (4, b)
 
 
 def test_bad_queries_are_refused(unchecked):
@@ -424,6 +440,10 @@ def test_properties_want_three_colours_and_three_pixels(unchecked):
     for shape in ((2, 1, 8, 8), (2, 3, 2, 8)):
         with pytest.raises(ValueError, match="three colours and at least"):
             own.image_properties(torch.zeros(shape, dtype=torch.uint8))
+    with pytest.raises(
+        TypeError, match=r"images are torch\.float32; expec"
+    ):
+        own.image_properties(torch.zeros(1, 3, 8, 8))
 
 
 def test_a_probe_that_has_not_converged_warns():
