@@ -515,6 +515,10 @@ d = {
                 "07-network.html#cascade._check_layer",
                 "hcnn/network.py",
             ),
+            "hcnn.network.Cascade._first": (
+                "07-network.html#cascade._first",
+                "hcnn/network.py",
+            ),
             "hcnn.network.Cascade._layers": (
                 "07-network.html#cascade._layers",
                 "hcnn/network.py",

@@ -73,6 +73,9 @@ def check_count(function: str, name: str, value, hint: str = "") -> int:
         name: of the argument.
         value: what came.
         hint: behind what was expected.
+
+    Raises:
+        ValueError: what is no integer, or below 1.
     """
     known = isinstance(value, Integral) and not isinstance(value, bool)
     if not known or value < 1:

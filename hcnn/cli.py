@@ -374,9 +374,9 @@ def predict(
     network = runs.find_network(model)
     if network.config.channels != 3:
         raise ValueError(
-            f"predict: the network has {network.config.channels} colours "
-            "and image files are read with 3; expected one of 3; give "
-            "hcnn.training.predict arrays"
+            f"predict: the network has colours: {network.config.channels}; "
+            "image files have 3; expected a network of 3; call "
+            "hcnn.training.predict on a tensor instead"
         )
     pixels = torch.stack([read_image(path, size) for path in images])
     shares = scores_of(network, pixels).softmax(1)

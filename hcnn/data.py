@@ -54,7 +54,7 @@ class Dataset:
             for each of `FACTORS`, and `key`; None for photographs.
 
     Raises:
-        TypeError: images that are no bytes.
+        TypeError: images that are no bytes, or what is no tensor.
         ValueError: arrays of other axes, or of another length.
 
     Source: {ref}`sec-dataset`.
@@ -721,7 +721,8 @@ def load_dataset(
             folder that is not laid out as {ref}`sec-files` says.
         FileNotFoundError: `name` is neither a data set nor a folder, or
             the folder or a file of CIFAR is missing.
-        OSError: the download failed; nothing half-finished is kept.
+        OSError: the download failed, and nothing half-finished is kept; or
+            a file of a folder may not be read.
 
     Source: {ref}`sec-files`.
     """
@@ -749,7 +750,11 @@ def load_dataset(
             "folder with one folder of images for each class"
         )
     size = 32 if size is None else size
-    size = check_count("load_dataset", "size", size, " of pixels")
+    if size < 1:
+        raise ValueError(
+            f"load_dataset: images of {size} x {size} pixels; expected at "
+            "least 1 x 1; give a larger size"
+        )
     return _folder(folder, split, size)
 
 

@@ -411,7 +411,7 @@ class Cascade(nn.Module):
                 "images"
             )
         mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        return standardize(images, mean, std).to(self.W1.weight.dtype)
+        return standardize(images, mean, std).to(self._first.dtype)
 
     def step(self, x: Tensor, j: int, mean: bool = False) -> Tensor:
         """$x_j$ from $x_{j-1}$, with its ELU; the last step is the mean.
@@ -423,7 +423,7 @@ class Cascade(nn.Module):
         """
         if j == DEPTH:
             axes = A_AXIS, B_AXIS, H_AXIS, W_AXIS
-            scores = x.mean(axes, dtype=self.W1.weight.dtype)
+            scores = x.mean(axes, dtype=self._first.dtype)
             return self.W12(scores) if hasattr(self, "W12") else scores
         if j == 3:
             x = x[:, None]  # W_1 has summed the colours: a has one value
@@ -481,6 +481,8 @@ class Cascade(nn.Module):
 
         Raises:
             FileNotFoundError: the folder does not exist.
+            ValueError: weights of a folded network that are no longer
+                those of its filters.
 
         Source: {ref}`sec-save`.
         """
@@ -492,6 +494,11 @@ class Cascade(nn.Module):
         return dict(
             mean=self.mean, std=self.std, class_names=self.class_names
         )
+
+    @property
+    def _first(self):
+        """A parameter: all have its type and its device."""
+        return next(self.parameters())
 
     def _layers(self, j):
         """W_j and the normalization behind it, None if there is none."""
@@ -538,7 +545,7 @@ class Cascade(nn.Module):
                 f"{function}: the array has shape {tuple(x.shape)}; x_{j} "
                 f"of this network has ({', '.join(expected)}); {advice}"
             )
-        own = self.W1.weight
+        own = self._first
         mixes = torch.is_autocast_enabled(own.device.type)
         if x.device != own.device or (x.dtype != own.dtype and not mixes):
             raise ValueError(
@@ -577,7 +584,7 @@ def untouched(layer: nn.Module) -> bool:
     """Whether a fast engine may take a layer's tensors and not call it.
 
     It may not where calling does more: a class of one's own, a `forward`
-    of one's own, a hook, such as pruning leaves.
+    of one's own, a hook, such as the one of a pruned tensor.
 
     Source: {ref}`sec-engine`.
     """
@@ -650,8 +657,10 @@ class HCNN(Cascade):
     the scores unchanged is told by `invariant_shifts`.
 
     Raises:
+        TypeError: a configuration that is none.
         ValueError: an unknown engine, one that the network cannot have,
-            or mean, std or class_names of a wrong length.
+            mean, std or class_names of a wrong length, or a std that is
+            not above 0.
 
     Source: {ref}`sec-network`; the paper, section 4 and Figure 2.
     """
@@ -703,8 +712,8 @@ class HCNN(Cascade):
 
     def _untouched(self, j):
         """Whether the fast engine runs step j."""
-        own = () if j == DEPTH else filter(None, self._layers(j))
-        return all(map(untouched, own))
+        own = () if j == DEPTH else self._layers(j)
+        return all(untouched(layer) for layer in own if layer is not None)
 
     def parameter_count(self, folded: bool = True) -> int:
         """Parameters as the paper counts them.
@@ -783,11 +792,12 @@ class HCNN(Cascade):
             and on a GPU too.
 
         Raises:
-            ValueError: the variant (+), whose layers have no filters.
+            ValueError: the variant (+), whose layers have no filters, or a
+                layer that was replaced, subclassed or hooked.
 
         Source: {ref}`sec-fold-network`.
         """
-        kind = self.W1.weight.device.type
+        kind = self._first.device.type
         with torch.autocast(kind, enabled=False), whole_float32("float32"):
             filters = folded_filters(self)
         return FoldedHCNN(self.config, filters, **self.about)
@@ -866,19 +876,26 @@ def folded_filters(network: "HCNN") -> dict[str, Tensor]:
         (b2, c2, d). For a dense head its weight and bias.
 
     Raises:
-        ValueError: the variant (+), whose layers have no filters.
+        ValueError: the variant (+), whose layers have no filters, or a
+            layer that was replaced, subclassed or hooked.
 
     Source: {ref}`sec-fold-network`.
     """
     config, found = network.config, {}
     for j in range(1, DEPTH):
-        operator = getattr(network, f"W{j}")
+        operator, norm = network._layers(j)
+        whole = (norm is not None) == config.output_norm
+        if not (whole and network._untouched(j)):
+            raise ValueError(
+                f"fold: W{j} or what follows it was replaced, subclassed or "
+                "hooked; expected the layers that HCNN makes; remove hooks, "
+                "and make pruning permanent (torch.nn.utils.prune.remove)"
+            )
         if j < 3:
             kernel, bias = operator.weight, operator.bias
         else:
             kernel, bias = fold(operator, config.K // 2, config.K)
         if config.output_norm:
-            norm = getattr(network, f"norm{j}")
             factor = norm.scale * (norm.running_var + EPS).rsqrt()
             kernel = torch.einsum("d...,d->d...", kernel, factor)
             bias = 0 if bias is None else bias
@@ -1005,9 +1022,15 @@ class FoldedHCNN(Cascade):
             bias = own.bias if j < 3 else own.bias.view(K // 4, K // 2, -1)
             bias = bias[: len(own.kernel)] if j < 3 else bias
             kernel = own.weight if j == 1 else own.kernel
-            made = self._plain(row, kernel, bias).weight
-            near = torch.finfo(made.dtype).eps * kernel.abs().max()
-            if (made - own.weight).abs().max() > 4 * near:
+            made = self._plain(row, kernel, bias)
+            near = 4 * torch.finfo(kernel.dtype).eps * kernel.abs().max()
+            near = near.item() if self.config.padding == "periodic" else 0
+            if not all(
+                torch.allclose(a, b, rtol=0, atol=near, equal_nan=True)
+                for a, b in zip(
+                    made.parameters(), own.parameters(), strict=True
+                )
+            ):
                 raise ValueError(
                     f"filters: the weights of W{j} are not those of its "
                     "filters, since they were loaded or changed; change "

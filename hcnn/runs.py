@@ -231,8 +231,8 @@ def train(
         end.
 
     Raises:
-        ValueError: as `Trainer`; no seed; a folder with the record of
-            another run.
+        ValueError: as `Trainer`; no seed; minutes below 0; a folder with
+            the record of another run.
     """
     begin = clock = time.monotonic()
     folder = Path(folder)

@@ -154,6 +154,7 @@ def constants(make: Callable) -> Callable:
             known[key] = made
         return made
 
+    get.cache_clear = known.clear
     return get
 
 

@@ -569,8 +569,8 @@ def _check_labels(what, labels, classes):
     low, high = labels.min().item(), labels.max().item()
     if not 0 <= low <= high < classes:
         raise ValueError(
-            f"{what} has labels from {low} to {high}; expected 0 to "
-            f"{classes - 1}, numbers of its class_names"
+            f"{what} from {low} to {high}; expected 0 to {classes - 1}, "
+            "numbers of classes"
         )
 
 
@@ -605,7 +605,7 @@ def judge(
         )
     labels = labels.to(scores.device, torch.long)  # bytes would wrap
     classes = scores.shape[1]
-    _check_labels("judge", labels, classes)
+    _check_labels("judge: labels", labels, classes)
     found = scores.argmax(1)
     pairs = (labels * classes + found).bincount(minlength=classes**2)
     confusion = pairs.view(classes, classes).cpu()
@@ -683,7 +683,7 @@ def evaluate(
         precision: "float32", "bf16" or "auto".
 
     Raises:
-        ValueError: the network has other class names, or what `predict`
+        ValueError: the network has other class names; also what `predict`
             and `judge` refuse.
 
     Source: {ref}`sec-evaluate`.
@@ -1489,7 +1489,8 @@ def _check(network, data, recipe, test, ranks):
             raise ValueError(
                 f"Trainer: {own.name} has no image; expected one at least"
             )
-        _check_labels(f"Trainer: {own.name}", own.labels, classes)
+        what = f"Trainer: {own.name} has labels"
+        _check_labels(what, own.labels, classes)
     _check_names("Trainer", network, data)
     if test is not None and tuple(test.class_names) != tuple(names):
         raise ValueError(
@@ -1881,6 +1882,7 @@ class Trainer:
     batch, and the first writes and prints.
 
     Raises:
+        TypeError: a recipe that is none.
         ValueError: network, data and recipe do not fit each other, or the
             number of processes.
 

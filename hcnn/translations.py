@@ -153,7 +153,7 @@ def untrained_twin(
 
     Source: {ref}`sec-array`.
     """
-    own = network.W1.weight
+    own = next(network.parameters())
     with torch.random.fork_rng(devices=()):
         torch.default_generator.manual_seed(seed)  # and no GPU's
         twin = HCNN(network.config, **network.about).to(
@@ -534,7 +534,7 @@ class ArrayIndex:
     @torch.no_grad()
     def __init__(
         self,
-        arrays: Tensor | str | Path,
+        arrays: Tensor | numpy.ndarray | str | Path,
         smooth: int = 2,
         *,
         engine: str = "exact",
@@ -574,7 +574,7 @@ class ArrayIndex:
         self,
         queries: Float[Tensor, "n b c"],
         k: int = 1,
-        exclude: Int64[Tensor, " n"] | None = None,
+        exclude: Int64[Tensor, " n"] | Sequence[int] | None = None,
     ) -> Found:
         """The k nearest arrays of each query, the nearest first.
 
@@ -725,7 +725,7 @@ def _whole_folder(folder, about):
 # %% ../book/10-translations.ipynb #c777f93e
 def _write_arrays(network, data, folder, position, precision, batch, tell):
     """Files of all depths; bytes in order, so that a full disk is told."""
-    device = network.W1.weight.device
+    device = next(network.parameters()).device
     with ExitStack() as stack:
         files = {}
         for start in range(0, len(data), batch):
@@ -796,7 +796,7 @@ def store_arrays(
             "at least one of both"
         )
     _warn_of_borders("store_arrays", network, stacklevel=4)  # and no_grad
-    home = network.W1.weight.device
+    home = next(network.parameters()).device
     device = torch.device(device or best_device())
     with autocast(device, precision):
         short = torch.is_autocast_enabled(device.type)
@@ -1041,7 +1041,7 @@ def other_orders(
     if tau not in range(b) or (tau and b < 4):
         raise ValueError(
             f"other_orders: a step of {tau} among {b} rows; expected 4 rows "
-            "or more, and a step below their number"
+            "or more, and a step from 0 to their number less one"
         )
     orders = torch.rand(n, b, generator=generator).argsort(1)
     while tau:

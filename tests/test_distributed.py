@@ -3,6 +3,8 @@
 torchrun starts this file as a program: python … test_distributed.py FOLDER
 """
 
+import errno
+import math
 import os
 import signal
 import socket
@@ -146,6 +148,29 @@ def test_without_a_replacement_the_run_ends_and_keeps_what_it_saved(
     assert done.returncode != 0
     assert time.monotonic() - begin < 60
     assert checkpoints(tmp_path / "fused")[-1].name == "step-00000005"
+
+
+@pytest.mark.parametrize(
+    "fault, words, last",
+    [
+        ("nan", "Trainer: step 8 fails: ", "step-00000005"),
+        ("full", "step 5 could not be written in ", "step-00000000"),
+    ],
+)
+def test_one_process_that_fails_ends_all_and_keeps_what_was_saved(
+    fault, words, last, tmp_path
+):
+    """One that diverges, and the first whose disk is full."""
+    begin = time.monotonic()
+    done = torchrun(tmp_path, "fused", fault)
+    assert done.returncode != 0 and words in done.stderr
+    assert time.monotonic() - begin < 60
+    assert not (tmp_path / "results.pt").exists()
+    assert checkpoints(tmp_path / "fused")[-1].name == last
+    assert torchrun(tmp_path, "fused", "long").returncode == 0
+    weights, _ = results(tmp_path)["fused"]
+    for key, value in train(recipe=LONGER)[0].state_dict().items():
+        assert (weights[key] - value).abs().max() < 1e-8, key
 
 
 def test_a_process_that_is_told_to_end_stops_all_at_one_step(tmp_path):
@@ -352,7 +377,8 @@ def main(folder, *names):
     dies in step 7, with "term" it is told
     to end; but only once. With "wait" the other one does not fail of that,
     which its machine would count, but waits to be told. With "differ" the
-    second has other labels.
+    second has other labels. With "nan" the weights of the second are lost
+    in step 7, with "full" the first saves once and no more.
     """
     died = folder / "died"
     real, found = training.learning_rate, {}
@@ -365,13 +391,26 @@ def main(folder, *names):
             os.kill(os.getpid(), last[names[-1]])
         return real(*arguments)
 
+    write, written = training.write_checkpoint, []
+
+    def full(*arguments):
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(write(*arguments))
+
     with distributed():
         with open(folder / "restarts", "a") as counts:
             counts.write(os.environ["TORCHELASTIC_RESTART_COUNT"] + "\n")
         if names[-1] in last and place()[0] == 1 and not died.exists():
             training.learning_rate = deadly
+        if names[-1] == "nan" and place()[0] == 1:
+            training.learning_rate = lambda *given: (
+                math.nan if given[1] == 6 else real(*given)
+            )
+        if names[-1] == "full" and place()[0] == 0:
+            training.write_checkpoint = full
         for name in [n for n in names if n in VARIANTS]:
-            longer = names[-1] in (*last, "long")
+            longer = names[-1] in (*last, "long", "nan", "full")
             options = dict(recipe=LONGER) if longer else {}
             if names[-1] == "differ" and place()[0] == 1:
                 data = small(40)

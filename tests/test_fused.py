@@ -503,6 +503,32 @@ def test_without_gradients_the_values_are_the_same(mode, training, stride):
         assert torch.equal(value, expected[name]), name
 
 
+@pytest.mark.parametrize(
+    "function, key",
+    [
+        (fused._assembly, (torch.device("cpu"), torch.float32)),
+        (
+            fused._inside,
+            (4, 8, 3, 3, "zero", torch.device("cpu"), torch.float32),
+        ),
+        (fused._frequencies, (4, 8, 3, 3, torch.float32)),
+    ],
+)
+def test_tensors_that_are_not_real_are_not_kept(function, key):
+    from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+    def made():
+        found = function(*key)
+        return found if isinstance(found, tuple) else (found,)
+
+    function.cache_clear()
+    with FakeTensorMode():
+        assert all(type(one) is FakeTensor for one in made())
+    first = made()
+    assert all(type(one) is torch.Tensor for one in first)
+    assert all(a is b for a, b in zip(first, made(), strict=True))
+
+
 @pytest.mark.parametrize("padding", ["zero", "periodic"])
 def test_what_inference_computed_serves_training(padding):
     """A sum that no other test asks for, first in inference mode."""

@@ -43,6 +43,9 @@ def test_the_networks_of_the_tables_are_trained_the_modern_way_first():
     jobs = list(training.full())
     assert [job.run.recipe_name for job in jobs[:5]] == ["modern"] * 5
     assert [job.run.recipe_name for job in jobs[5:]] == ["paper"] * 5
+    wanted = "cifar10 cifar10-periodic plus-cifar10 cifar100 plus-cifar100"
+    models = [f"hcnn-{name}" for name in wanted.split()]
+    assert [job.run.model for job in jobs] == 2 * models
     assert jobs[0].entry == "train-hcnn-cifar10-modern"
     for job in jobs:
         hundred = "100" in job.run.model

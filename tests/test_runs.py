@@ -806,7 +806,10 @@ def test_a_network_of_one_colour_does_not_predict_files(tmp_path, capsys):
     words = ["--model", str(tmp_path / "grey.safetensors")]
     with pytest.raises(SystemExit):
         cli.main(["predict", str(picture), *words])
-    assert "the network has 1 colours" in capsys.readouterr().err
+    assert (
+        "the network has colours: 1; image files have 3"
+        in capsys.readouterr().err
+    )
 
 
 def test_a_network_that_changed_is_noticed(

@@ -56,6 +56,10 @@ BRIEF = recipe(
     "quick", epochs=3.0, batch=16, shift=1, ema=0.9, precision="float32"
 )
 LONGER = replace(BRIEF, epochs=6.0)  # 15 steps
+POLAR = replace(
+    LONGER, optimizer="muon", learning_rate=0.02, weight_decay=0.0
+)
+TORN = dict(sgd=LONGER, muon=POLAR)
 
 
 def small(n=40, split="train", seed=0):
@@ -152,6 +156,29 @@ def test_recipes_have_names_and_changes():
         recipe("fast")
     with pytest.raises(TypeError, match="no field 'rate'"):
         recipe("paper", rate=1)
+
+
+def test_the_recipes_of_paper_and_authors_have_their_numbers():
+    """The paper, section 4.2; the authors' published file."""
+    paper, authors = recipe("paper"), recipe("authors")
+    for own in (paper, authors):
+        assert (own.batch, own.optimizer, own.momentum) == (50, "sgd", 0.9)
+        assert own.flip and not own.label_smoothing and not own.ema
+        assert own.schedule == "steps"
+    assert (paper.epochs, paper.learning_rate) == (240, 0.25)
+    assert paper.milestones == (40, 80, 120, 160, 200)
+    assert paper.factors == (0.1, 0.01, 0.001, 0.0001, 0.00001)
+    assert (paper.weight_decay, paper.decay) == (2e-4, "all")
+    assert paper.shift == 6 and not paper.nesterov
+    assert (authors.epochs, authors.learning_rate) == (320, 0.35)
+    assert authors.milestones == (
+        *paper.milestones, 240, 260, 280, 300,
+    )  # fmt: skip
+    assert authors.factors == (
+        0.5, 0.25, 0.12, 0.06, 0.03, 0.015, 0.007, 0.00035, 0.00017,
+    )  # fmt: skip
+    assert (authors.weight_decay, authors.decay) == (6e-4, "kernels")
+    assert authors.shift == 4 and authors.nesterov
 
 
 @pytest.mark.parametrize("name", ["paper", "authors", "modern", "quick"])
@@ -515,7 +542,7 @@ def child(work):
             os._exit(1)
     return os.waitpid(pid, 0)[1]
 
-def interrupted(folder, where, when):
+def interrupted(folder, kind, where, when):
     real, calls = getattr(own.training, where), []
     def patched(*arguments):
         calls.append(1)
@@ -523,27 +550,31 @@ def interrupted(folder, where, when):
             die()
         return real(*arguments)
     setattr(own.training, where, patched)
-    own.train(folder, recipe=own.LONGER, save_minutes=own.SAVES)
+    options = dict(recipe=own.TORN[kind], save_minutes=own.SAVES)
+    own.train(folder, **options)
 
-def resumed(folder):
-    options = dict(recipe=own.LONGER, save_minutes=own.SAVES)
+def resumed(folder, kind):
+    options = dict(recipe=own.TORN[kind], save_minutes=own.SAVES)
     network, _ = own.train(folder, seed=5, **options)
     torch.save(own.weights(network), folder / "weights.pt")
 
 own.train()  # what a first run imports, once for all children
 for case in sys.argv[3:]:
-    where, when = case.split(":")
+    kind, where, when = case.split(":")
     folder = Path(sys.argv[2], case.replace(":", "-"))
-    status = child(lambda: interrupted(folder, where, int(when)))
+    status = child(lambda: interrupted(folder, kind, where, int(when)))
     assert status == signal.SIGKILL, (case, status)
-    status = child(lambda: resumed(folder))
+    status = child(lambda: resumed(folder, kind))
     assert status == 0, (case, status)
 """
 SAVES = 0.0004  # minutes: about every second step
 
 
 def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path):
-    """At ten random steps, at random places, and amid checkpoints."""
+    """At ten random steps, at random places, and amid checkpoints.
+
+    By either optimizer in turn.
+    """
     seed = 11
     chance = random.Random(seed)
     # before a step, between gradient and update, and before the average
@@ -551,6 +582,8 @@ def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path):
     steps = chance.sample(range(1, 16), 10)
     cases = [f"{chance.choice(places)}:{step}" for step in steps]
     cases += ["_sha256:4", "_sync:4", "_sync:5", "write:6", "_on_cpu:3"]
+    turns = zip(itertools.cycle(TORN), cases)
+    cases = [f"{kind}:{case}" for kind, case in turns]
     done = subprocess.run(
         [sys.executable, "-c", KILLED, HERE, tmp_path, *cases],
         env=os.environ | dict(OMP_NUM_THREADS="1"),
@@ -559,12 +592,14 @@ def test_a_run_that_is_killed_ends_as_if_it_were_not(tmp_path):
     assert done.returncode == 0, f"seed {seed}: {cases}"
     before = torch.get_num_threads()
     torch.set_num_threads(1)
-    network, _ = train(recipe=LONGER)
+    expected = {k: weights(train(recipe=own)[0]) for k, own in TORN.items()}
     torch.set_num_threads(before)
+    assert not equal(*expected.values())
     for case in cases:
+        whole = expected[case.partition(":")[0]]
         folder = tmp_path / case.replace(":", "-")
         found = torch.load(folder / "weights.pt", weights_only=True)
-        assert equal(found, weights(network)), f"seed {seed}: {case}"
+        assert equal(found, whole), f"seed {seed}: {case}"
         assert not list((folder / "checkpoints").glob(".*")), case
 
 
@@ -1442,7 +1477,7 @@ def test_a_network_of_other_classes_is_refused(no_shape_checks):
 def test_labels_of_no_class_are_not_judged():
     data = small(9)
     with pytest.raises(
-        ValueError, match=r"judge has labels from 3 to 10; exp"
+        ValueError, match="judge: labels from 3 to 10; expected 0"
     ):
         judge(torch.zeros(9, 10), torch.tensor([3, *[10] * 8]))
     with pytest.raises(ValueError, match="labels from -1 to"):
@@ -1547,7 +1582,9 @@ def test_what_cannot_be_tested_is_refused_before_the_first_step(
 ):
     grey = small(20, "test")
     grey = replace(grey, images=grey.images[:, :1].contiguous())
-    none = replace(grey, images=grey.images[:0], labels=grey.labels[:0])
+    none = replace(
+        grey, images=grey.images[:0], labels=grey.labels[:0], factors=None
+    )
     for test, words in ((grey, "1 channel|colour"), (none, "no image")):
         with pytest.raises(ValueError, match=words):
             train(tmp_path / "run", test=test)
