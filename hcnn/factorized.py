@@ -114,8 +114,8 @@ def normalize(
         running_var: unbiased variance, likewise.
         scale: multiplied with the result, if given.
         shift: added to the result, if given.
-        training: use the statistics of `y` over all axes but `q`, in all
-            ranks where many processes train.
+        training: use the statistics of `y` over all axes but `q`, and over
+            all processes where many train.
 
     Returns:
         An array like `y`; in training, before `scale` and `shift`, of

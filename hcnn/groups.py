@@ -119,8 +119,8 @@ def covariance_error(
     $$ \max_g \; \| L(g.x) - g'.L(x) \|_\infty / \| L(x) \|_\infty $$
 
     Args:
-        layer: the map $L$; a module must be in `eval` if it has
-            statistics of its own.
+        layer: the map $L$; a module that keeps running statistics keeps
+            them of each call, unless it is in `eval`.
         x: input of the layer, any layout that `act` understands.
         elements: the group elements $g$, such as `translations(h=[1, 2])`.
         on_output: $g \mapsto g'$, what the element becomes behind the
