@@ -664,9 +664,8 @@ def test_a_writer_that_is_late_by_a_moment_yields(
 
 
 def test_no_image_and_no_batch_are_refused(network, shapes, tmp_path):
-    empty = replace(
-        shapes, images=shapes.images[:0], labels=shapes.labels[:0]
-    )
+    none = dict(images=shapes.images[:0], labels=shapes.labels[:0])
+    empty = replace(shapes, **none, factors=None)
     for data, batch in ((empty, 10), (shapes, 0)):
         with pytest.raises(ValueError, match="at least one of both"):
             own.store_arrays(network, data, tmp_path, batch=batch)
